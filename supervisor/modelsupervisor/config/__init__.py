@@ -1,0 +1,43 @@
+"""The configuration file, read once into frozen, typed settings; all its mistakes at once.
+
+keys.py       the one table: key, type, default, sentence; what is not in it does not exist
+values.py     how the text of a value becomes a value, and back (pure)
+paths.py      values that name something on disk: folders, files, handlers
+ini.py        the file's lines become sections and entries that know their line
+reports.py    how a mistake is worded for the operator; secrets are masked here
+load.py       `load_settings`: all of the above in order
+settings.py   the result
+render.py     the result as an INI file again
+names.py      the file names that a configuration leads to, and what can be wrong with them
+"""
+
+from __future__ import annotations
+
+from modelsupervisor.config.keys import KeyRow, describe_keys
+from modelsupervisor.config.load import load_settings
+from modelsupervisor.config.names import SOCKET_PATH_LIMIT, socket_path_problems
+from modelsupervisor.config.render import render_settings
+from modelsupervisor.config.reports import is_secret, model_problem
+from modelsupervisor.config.settings import (
+    CpuChoice,
+    ModelSettings,
+    Settings,
+    SupervisorSettings,
+    ThreadChoice,
+)
+
+__all__ = [
+    "SOCKET_PATH_LIMIT",
+    "CpuChoice",
+    "KeyRow",
+    "ModelSettings",
+    "Settings",
+    "SupervisorSettings",
+    "ThreadChoice",
+    "describe_keys",
+    "is_secret",
+    "load_settings",
+    "model_problem",
+    "render_settings",
+    "socket_path_problems",
+]

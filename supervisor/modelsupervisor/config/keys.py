@@ -1,0 +1,223 @@
+"""The one table of what may stand in a configuration file: key, type, default, sentence.
+
+The reader refuses what is not in it, the renderer writes in its order, `describe_keys` gives it to
+the documentation. A default is written as an operator would write it and goes through the same
+parser, so that the table cannot promise a default that the file could not ask for. A key is here
+from the release in which it works.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from modelsupervisor.config import values
+from modelsupervisor.config.paths import (
+    MANIFEST,
+    file_path,
+    folder_path,
+    handler_name,
+    place_path,
+)
+from modelsupervisor.config.values import ValueType
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key. `default` is INI text; None where leaving the key out has a meaning of its own
+    (`unset` says which).
+    """
+
+    name: str
+    type: ValueType
+    default: str | None
+    sentence: str
+    unset: str = ""
+
+
+class KeyRow(NamedTuple):
+    """One row of the table, ready to be printed."""
+
+    section: str
+    key: str
+    type: str
+    default: str
+    sentence: str
+
+
+SUPERVISOR_KEYS: tuple[Key, ...] = (
+    Key(
+        "run_dir",
+        place_path(),
+        None,
+        "Where the sockets, the FIFOs and the lock of this instance live; made if it does not "
+        "exist.",
+        unset="$RUNTIME_DIRECTORY, else $XDG_RUNTIME_DIR/modelsupervisor, else "
+        "/run/modelsupervisor for root",
+    ),
+    Key(
+        "log_format",
+        values.choice("json", "console", "auto"),
+        "auto",
+        "How events are written to standard output; auto is console on a terminal and json "
+        "elsewhere.",
+    ),
+    Key(
+        "log_level",
+        values.choice("debug", "info", "warning", "error"),
+        "info",
+        "Events below this level are not written.",
+    ),
+    Key(
+        "stop_timeout",
+        values.duration(),
+        "30s",
+        "The whole instance is gone at most this long after it was asked to stop.",
+    ),
+    Key(
+        "on_start_failure",
+        values.choice("exit", "continue"),
+        "exit",
+        "What start does when a model cannot be loaded: exit stops everything, continue serves "
+        "the others.",
+    ),
+    Key(
+        "socket_group",
+        ValueType("group", "a group of this machine", str),
+        None,
+        "The group that may enter the run directory and, where socket_mode lets it, use the "
+        "sockets.",
+        unset="the supervisor's own user alone",
+    ),
+    Key(
+        "socket_mode",
+        values.socket_mode(),
+        "0600",
+        "Permission bits of the sockets; bits for the group need socket_group.",
+    ),
+    Key(
+        "cpus",
+        values.cpu_list(),
+        None,
+        "The CPUs that the supervisor itself is kept to.",
+        unset="it floats",
+    ),
+)
+
+MODEL_KEYS: tuple[Key, ...] = (
+    Key("path", folder_path(), None, "The folder of the model.", unset="required"),
+    Key(
+        "handler",
+        handler_name(),
+        None,
+        "What answers requests: module:function, or module, of a file in the folder.",
+        unset=f"what {MANIFEST} in the folder names",
+    ),
+    Key("workers", values.whole_number(1, 512), "1", "How many worker processes serve the model."),
+    Key(
+        "cpus",
+        values.cpu_choice(),
+        "auto",
+        "The CPUs that the workers divide among themselves: auto is all that may be used, none "
+        "leaves them free.",
+    ),
+    Key(
+        "threads",
+        values.thread_count(1024),
+        "auto",
+        "Computing threads of each worker; auto is as many as the smallest share of CPUs among "
+        "the workers.",
+    ),
+    Key(
+        "preload",
+        values.choice("model"),
+        "model",
+        "What the template does before workers are forked from it: model loads and warms the "
+        "whole model.",
+    ),
+    # 1024 requests is what the worker's frame reader takes (modelworker.wire.Limits).
+    Key(
+        "batch_size",
+        values.whole_number(1, 1024),
+        "1",
+        "The largest batch that the handler is told to expect.",
+    ),
+    Key(
+        "startup_timeout",
+        values.duration(),
+        "120s",
+        "A worker or template that is not ready by then is replaced.",
+    ),
+    Key(
+        "stop_timeout",
+        values.duration(),
+        "10s",
+        "A worker that has not finished by then is ended by signals.",
+    ),
+    Key(
+        "stable_after",
+        values.duration(),
+        "10s",
+        "A worker that stayed ready this long has not failed to start.",
+    ),
+    Key(
+        "max_failures",
+        values.whole_number(1, 1000),
+        "5",
+        "After so many failures in a row a worker is FAILED and no longer restarted at once.",
+    ),
+    Key(
+        "retry_failed_after", values.duration(), "60s", "How often a FAILED worker is tried again."
+    ),
+    Key(
+        "max_connections",
+        values.whole_number(1, 4096),
+        "64",
+        "Connections that one worker serves at a time; more wait in its backlog.",
+    ),
+    Key(
+        "frame_timeout",
+        values.duration(),
+        "30s",
+        "A connection with a half-sent frame older than this is closed.",
+    ),
+    Key(
+        "max_line",
+        values.size("512B", "16MiB"),
+        "64KiB",
+        "A longer line of a worker's output becomes several events.",
+    ),
+    Key(
+        "warmup",
+        file_path(),
+        None,
+        "A file that is sent through the handler as one request before a worker counts as ready.",
+        unset="the handler's own warmup(context), where it has one",
+    ),
+)
+
+ENV_PREFIX = "env."
+ENV_ROW = KeyRow(
+    "model:NAME",
+    "env.NAME",
+    "text",
+    "the supervisor's own",
+    "The environment variable NAME of the model's processes; shown masked when NAME holds KEY, "
+    "TOKEN, SECRET or PASSWORD.",
+)
+
+
+def describe_keys() -> tuple[KeyRow, ...]:
+    """The whole table in the order of the file, for documentation and `plan`."""
+    rows = [
+        KeyRow(
+            section,
+            key.name,
+            key.type.name,
+            key.default if key.default is not None else key.unset,
+            key.sentence,
+        )
+        for section, keys in (("supervisor", SUPERVISOR_KEYS), ("model:NAME", MODEL_KEYS))
+        for key in keys
+    ]
+    return (*rows, ENV_ROW)
