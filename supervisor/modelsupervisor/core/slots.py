@@ -1,0 +1,325 @@
+"""What becomes of a slot: births, readiness, exits, stops and deadlines.
+
+A *failure* is a generation that died idle or before it was READY, without having answered one request or stayed READY for
+`stable_after`. A death with a request in hand is charged to the request: otherwise two clients with a poison request could
+switch a model off. Both counts end with one answer, or with a generation that proved stable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from modelsupervisor.core import backoff
+from modelsupervisor.core.actions import (
+    AbandonBirth,
+    Ending,
+    ForkWorker,
+    Next,
+    ReportWorkerExit,
+    SignalTemplate,
+    SignalWorker,
+    TellWorker,
+)
+from modelsupervisor.core.events import BirthFailed, WorkerBorn, WorkerExited, WorkerReady
+from modelsupervisor.core.states import (
+    Blame,
+    Phase,
+    Slot,
+    SlotKey,
+    TemplateKey,
+    TemplatePhase,
+    Wanted,
+)
+from modelsupervisor.core.step import Step
+
+FORK_TIMEOUT = 10.0
+"""Seconds a template has to fork. A fork takes milliseconds [measured]; a template that needs longer is stuck, not slow."""
+
+TERM_GRACE = 1.0
+"""Seconds from SIGTERM to SIGKILL. A worker keeps SIGTERM at its default, so only a handler that changed that is still there."""
+
+
+def bear(step: Step, slot: Slot) -> Next:
+    """Ask for the next generation of a slot that has no process, as soon as every limit allows; say which it was."""
+    model = step.models[slot.key.model]
+    empty = replace(slot, born=False, killed=False, blame=None, ready_at=None, birth_deadline=None)
+    if step.stopping or slot.wanted is Wanted.DOWN:
+        step.put(replace(empty, phase=Phase.EMPTY, deadline=None))
+        return Next.STOP if step.start_failure else Next.NONE
+    template = step.fork_source(slot.key.model)
+    if template is None:
+        waiting = Phase.EMPTY
+        if model.failed:
+            waiting = Phase.FAILED
+        elif model.retry_at is not None:
+            waiting = Phase.BACKING_OFF
+        step.put(replace(empty, phase=waiting, deadline=None))
+        return Next.WAIT
+    earliest = backoff.earliest_birth(slot.births, slot.charged)
+    if earliest > step.now:
+        step.put(replace(empty, phase=Phase.BACKING_OFF, deadline=earliest))
+        return Next.BACK_OFF
+    generation = slot.generation + 1
+    child = replace(
+        empty,
+        phase=Phase.STARTING,
+        generation=generation,
+        template=template.key.generation,
+        deadline=step.now + model.policy.startup_timeout,
+        birth_deadline=step.now + FORK_TIMEOUT,
+        births=backoff.remember(slot.births, step.now),
+    )
+    step.put(child)
+    step.do(ForkWorker(slot.key, generation, template.key))
+    step.slot_note("info", "worker.starting", child, template=template.key.generation)
+    return Next.RESTART
+
+
+def settle_waiting(step: Step, model: str) -> None:
+    """Settle every slot of a model that waits for its template, and for nothing else.
+
+    Where the template can fork they are born; where its next try is due later, or it gave up, their phase says so, and nobody
+    queues behind nobody.
+    """
+    for slot in step.slots_of(model):
+        if not slot.live and slot.deadline is None and slot.wanted is Wanted.UP:
+            bear(step, slot)
+
+
+def present(step: Step, key: SlotKey, generation: int) -> Slot | None:
+    """The slot, if this news is of its present process."""
+    slot = step.slots.get(key)
+    return slot if slot is not None and slot.live and slot.generation == generation else None
+
+
+def born(step: Step, event: WorkerBorn) -> None:
+    """The process can be signalled now; a stop that came while it was being born is carried out.
+
+    It gets the same as a born one: SIGTERM and its second of grace, or SIGKILL where the supervisor is already past that.
+    """
+    slot = present(step, event.key, event.generation)
+    if slot is None or slot.born:
+        return
+    slot = replace(slot, born=True, birth_deadline=None)
+    step.put(slot)
+    if slot.phase is Phase.STOPPING:
+        if step.lost_deadline is None:
+            terminate(step, slot)
+        else:
+            kill(step, slot)
+
+
+def ready(step: Step, event: WorkerReady) -> None:
+    """READY is said once, by the worker; from a slot that is being stopped it comes too late to matter."""
+    slot = present(step, event.key, event.generation)
+    if slot is None or slot.phase is not Phase.STARTING:
+        return
+    slot = replace(
+        slot, phase=Phase.READY, deadline=None, birth_deadline=None, born=True, ready_at=event.now
+    )
+    step.put(slot)
+    # From the moment its first process was asked for, which is what a client that waits has felt.
+    took = event.now - slot.births[-1] if slot.births else 0.0
+    step.slot_note("info", "worker.ready", slot, start_s=round(took, 4))
+
+
+def exited(step: Step, event: WorkerExited) -> None:
+    """A process is dead: count it, let its successor be born, and report both in one event."""
+    slot = present(step, event.key, event.generation)
+    if slot is None:
+        return
+    asked = slot.phase in (Phase.DRAINING, Phase.STOPPING) and slot.blame is None
+    if event.declined and not asked:
+        # It said itself that it cannot start: the same code would say so again.
+        step.fail_start(f"worker {slot.key} could not start: {event.reason}")
+    counted = _count(step, slot, event, asked)
+    follows, delay = _succeed(step, counted, failed=counted.failures > slot.failures)
+    step.do(
+        ReportWorkerExit(
+            slot.key,
+            slot.generation,
+            reason=event.reason,
+            asked=asked,
+            blame=slot.blame,
+            next=follows,
+            delay=delay,
+            failures=counted.failures,
+        )
+    )
+    _report_failed(step, slot.key, follows)
+
+
+def _count(step: Step, slot: Slot, event: WorkerExited, asked: bool) -> Slot:
+    """The slot with its counts as this death leaves them."""
+    stable_after = step.models[slot.key.model].policy.stable_after
+    stable = slot.ready_at is not None and event.now - slot.ready_at >= stable_after
+    failures, charged = slot.failures, slot.charged
+    if event.answered > 0 or stable:
+        failures, charged = 0, 0
+    if asked:
+        return replace(slot, failures=failures, charged=charged)
+    if event.in_hand > 0 and slot.ready_at is not None:
+        # Stable but without one answer: the row of deaths by requests goes on (DESIGN §3: "without one answer").
+        charged = (0 if event.answered > 0 else slot.charged) + 1
+    elif event.answered == 0 and not stable:
+        failures += 1
+    return replace(slot, failures=failures, charged=charged)
+
+
+def _succeed(step: Step, slot: Slot, *, failed: bool) -> tuple[Next, float | None]:
+    """Decide what follows in a slot whose process is gone; the delay in seconds where there is one."""
+    policy = step.models[slot.key.model].policy
+    empty = replace(slot, phase=Phase.EMPTY, deadline=None, birth_deadline=None)
+    if step.stopping or slot.wanted is Wanted.DOWN or not failed:
+        return _bear_now(step, empty)
+    if slot.failures >= policy.max_failures:
+        if step.fail_start(f"worker {slot.key} failed {slot.failures} times in a row"):
+            return _bear_now(step, empty)
+        _rest(step, empty, Phase.FAILED, policy.retry_failed_after)
+        return Next.FAILED, policy.retry_failed_after
+    delay = step.failure_delay(slot.failures)
+    if delay == 0.0:
+        return _bear_now(step, empty)
+    _rest(step, empty, Phase.BACKING_OFF, delay)
+    return Next.BACK_OFF, delay
+
+
+def _bear_now(step: Step, slot: Slot) -> tuple[Next, float | None]:
+    """Bear, and say how long the limits on births hold it back where they do."""
+    follows = bear(step, slot)
+    later = step.slots[slot.key].deadline if follows is Next.BACK_OFF else None
+    return follows, None if later is None else later - step.now
+
+
+def _rest(step: Step, slot: Slot, phase: Phase, delay: float) -> None:
+    """Leave a slot without a process until a time."""
+    step.put(
+        replace(
+            slot,
+            phase=phase,
+            deadline=step.now + delay,
+            born=False,
+            killed=False,
+            blame=None,
+            ready_at=None,
+        )
+    )
+
+
+def _report_failed(step: Step, key: SlotKey, follows: Next) -> None:
+    if follows is Next.FAILED:
+        slot = step.slots[key]
+        retry = step.models[key.model].policy.retry_failed_after
+        step.slot_note("error", "worker.failed", slot, failures=slot.failures, retry_in_s=retry)
+
+
+def birth_failed(step: Step, event: BirthFailed) -> None:
+    """No process came of a birth. The template's own death or a stop is not held against the slot."""
+    slot = present(step, event.key, event.generation)
+    if slot is None or slot.born:
+        return
+    template = step.templates.get(TemplateKey(slot.key.model, slot.template))
+    asked = slot.phase is Phase.STOPPING and slot.blame is None
+    blameless = asked or template is None or template.phase is not TemplatePhase.READY
+    failures = slot.failures if blameless else slot.failures + 1
+    counted = replace(slot, failures=failures)
+    follows, delay = _succeed(step, counted, failed=not blameless)
+    step.do(
+        ReportWorkerExit(
+            slot.key,
+            slot.generation,
+            reason=event.reason,
+            asked=asked,
+            blame=slot.blame,
+            next=follows,
+            delay=delay,
+            failures=failures,
+            spawned=False,
+        )
+    )
+    _report_failed(step, slot.key, follows)
+
+
+def drain(step: Step, slot: Slot) -> None:
+    """Ask the process of a slot to go: kindly where it serves, by signal where it holds nothing yet."""
+    if slot.phase is Phase.READY:
+        deadline = step.now + step.models[slot.key.model].policy.stop_timeout
+        slot = replace(slot, phase=Phase.DRAINING, deadline=deadline)
+        step.put(slot)
+        step.do(TellWorker(slot.key, slot.generation))
+        step.slot_note("info", "worker.stopping", slot)
+    elif slot.phase is Phase.STARTING:
+        terminate(step, slot)
+    elif not slot.live:
+        step.put(replace(slot, phase=Phase.EMPTY, deadline=None))
+
+
+def terminate(step: Step, slot: Slot, blame: Blame | None = None) -> None:
+    """SIGTERM, with the deadline for SIGKILL set first; an unborn process gets it at its birth."""
+    slot = replace(
+        slot,
+        phase=Phase.STOPPING,
+        deadline=step.now + TERM_GRACE,
+        birth_deadline=None,
+        blame=slot.blame or blame,
+    )
+    step.put(slot)
+    if slot.born:
+        step.do(SignalWorker(slot.key, slot.generation, Ending.TERM))
+
+
+def kill(step: Step, slot: Slot, blame: Blame | None = None) -> None:
+    """SIGKILL, once. What survives it (a process stuck in the kernel) is waited for, not signalled again."""
+    if slot.killed or not slot.live:
+        return
+    slot = replace(
+        slot, phase=Phase.STOPPING, deadline=None, birth_deadline=None, blame=slot.blame or blame
+    )
+    if slot.born:
+        step.put(replace(slot, killed=True))
+        step.do(SignalWorker(slot.key, slot.generation, Ending.KILL))
+    else:
+        step.put(replace(slot, deadline=step.now + TERM_GRACE))
+
+
+def tick(step: Step, slot: Slot) -> None:
+    """Carry out what a slot's deadlines ask for at this time."""
+    if slot.birth_deadline is not None and slot.birth_deadline <= step.now:
+        _give_up_birth(step, slot)
+        return
+    if slot.deadline is None or slot.deadline > step.now:
+        return
+    if slot.phase is Phase.STARTING:
+        if slot.born:
+            kill(step, slot, Blame.START_TIMEOUT)
+        else:
+            _give_up_birth(step, slot)
+    elif slot.phase is Phase.DRAINING:
+        terminate(step, slot)
+    elif slot.phase is Phase.STOPPING:
+        if slot.born:
+            kill(step, slot)
+        else:
+            _abandon(step, slot, "the birth did not come to an end in time")
+    else:  # BACKING_OFF, FAILED: the time of the next try
+        bear(step, slot)
+
+
+def _give_up_birth(step: Step, slot: Slot) -> None:
+    """A template that does not fork is hung: it goes, and the births that wait for it are forgotten."""
+    template = step.templates.get(TemplateKey(slot.key.model, slot.template))
+    if template is not None and not template.killed:
+        # One that was sent away already has been asked to go: then its end is no fault.
+        blame = template.blame if template.phase is TemplatePhase.STOPPING else Blame.HUNG
+        step.put(
+            replace(
+                template, phase=TemplatePhase.STOPPING, deadline=None, killed=True, blame=blame
+            )
+        )
+        step.do(SignalTemplate(template.key, Ending.KILL))
+    _abandon(step, slot, "the template did not fork in time")
+
+
+def _abandon(step: Step, slot: Slot, reason: str) -> None:
+    step.do(AbandonBirth(slot.key, slot.generation))
+    birth_failed(step, BirthFailed(slot.key, slot.generation, step.now, reason))
