@@ -1,0 +1,135 @@
+"""From the fork to READY: what a worker does to itself, in order, before it serves.
+
+The order is the safety. The death signal is set only once the supervisor is the parent, and the parent is looked at again after it.
+Standard output goes to the slot's FIFOs before anything can print. Foreign descriptors are closed before any code of the model
+runs, so that a sibling's socket held open by mistake cannot keep its clients waiting. CPUs and thread counts come before the first
+use of a pool. READY is a message, and it is sent last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import socket
+import traceback
+from typing import Any, Dict, FrozenSet, List, NamedTuple, NoReturn, Optional, Sequence
+
+from modelworker import frameworks, loader, process
+from modelworker.channel import Channel, tail
+from modelworker.scoreboard import RECORD_SIZE, Record
+from modelworker.serve import ServeSettings, serve
+
+START_FAILED = 1  # the exit code of a worker that said why it could not start
+
+
+class Birth(NamedTuple):
+    """One `fork` message: the slot's place, its descriptors, and how it is to serve."""
+
+    model: str
+    worker: int  # the index of the slot
+    generation: int
+    cpus: Optional[List[int]]
+    threads: int
+    settings: ServeSettings
+    scoreboard_offset: int
+    channel: int
+    listener: int
+    stdout: int
+    stderr: int
+    scoreboard: int
+
+    @classmethod
+    def from_message(cls, message: Dict[str, Any], descriptors: Sequence[int]) -> Birth:
+        """The message with its five descriptors, in the order channel, listener, stdout, stderr, scoreboard."""
+        channel, listener, stdout, stderr, scoreboard = descriptors
+        return cls(
+            model=message["model"],
+            worker=message["index"],
+            generation=message["generation"],
+            cpus=message["cpus"],
+            threads=message["threads"],
+            settings=ServeSettings(
+                max_connections=message["max_connections"],
+                frame_timeout=message["frame_timeout"],
+            ),
+            scoreboard_offset=message["scoreboard_offset"],
+            channel=channel,
+            listener=listener,
+            stdout=stdout,
+            stderr=stderr,
+            scoreboard=scoreboard,
+        )
+
+
+class Inheritance(NamedTuple):
+    """What every worker of a template has from it; `kept` are the descriptors that the model opened while it loaded."""
+
+    supervisor: int
+    libc: ctypes.CDLL
+    model: loader.LoadedModel
+    thread_setters: List[Any]
+    kept: FrozenSet[int]
+
+
+def close_all_but(kept: FrozenSet[int]) -> None:
+    """Close every open descriptor that is not on the list."""
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor not in kept:
+            try:
+                os.close(descriptor)
+            except OSError:
+                continue  # the listing's own descriptor, closed when the listing was done
+
+
+def become_worker(birth: Birth, inheritance: Inheritance, intermediate: int) -> NoReturn:
+    """Turn a freshly forked child into the worker of a slot, serve, and exit. Never returns into the template's code."""
+    code = START_FAILED
+    try:
+        channel = Channel(socket.socket(fileno=birth.channel))
+        try:
+            record = _settle(birth, inheritance, intermediate)
+            listener = socket.socket(fileno=birth.listener)
+            loader.after_fork(inheritance.model)
+            cpus = sorted(os.sched_getaffinity(0))
+        except process.Orphaned:
+            os._exit(START_FAILED)
+        except Exception as error:  # of the operating system or of the handler's after_fork: reported whole
+            _decline(channel, error)
+        else:
+            channel.send("ready", facts={"pid": os.getpid(), "cpus": cpus})
+            code = serve(inheritance.model, listener, channel, record, birth.settings)
+    except BaseException:  # the last line before the template's own stack: say it and die, never unwind into it
+        traceback.print_exc()
+        code = START_FAILED
+    finally:
+        process.flush_output()
+        os._exit(code)
+
+
+def _settle(birth: Birth, inheritance: Inheritance, intermediate: int) -> Record:
+    """Everything between the fork and the model's own code."""
+    process.await_reparenting(intermediate, inheritance.supervisor)
+    process.default_signals()
+    process.die_with_parent(inheritance.libc, inheritance.supervisor)
+    os.setsid()
+    os.dup2(birth.stdout, 1)
+    os.dup2(birth.stderr, 2)
+    ours = frozenset((0, 1, 2, birth.channel, birth.listener, birth.scoreboard))
+    close_all_but(ours | inheritance.kept)
+    process.pin(birth.cpus)
+    frameworks.set_threads(inheritance.thread_setters, birth.threads)
+    frameworks.reseed()
+    process.set_title("modelsupervisor: %s/%d" % (birth.model, birth.worker))
+    region = mmap.mmap(birth.scoreboard, RECORD_SIZE, offset=birth.scoreboard_offset)
+    os.close(birth.scoreboard)
+    record = Record(region)
+    record.reset(birth.generation)
+    return record
+
+
+def _decline(channel: Channel, error: Exception) -> None:
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    said = "%s: %s" % (type(error).__name__, error)
+    channel.send("start_failed", error=tail(said, 2048), traceback=tail(text))

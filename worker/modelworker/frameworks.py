@@ -1,0 +1,106 @@
+"""What particular frameworks need around a fork: an alias that MXNet misses in NumPy, thread counts and seeds in the child.
+
+Nothing here imports a framework: it acts on what the handler has imported, so that a model without NumPy starts without it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from types import ModuleType
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+_OPENMP_RUNTIMES = ("libgomp", "libiomp5", "libomp")
+
+
+def _alias_bool(numpy: ModuleType) -> None:
+    # MXNet 1.9.1 says `bool = onp.bool`; NumPy 1.24 took the name away and 2.0 brought it back.
+    if "bool" not in vars(numpy):
+        numpy.bool = bool  # type: ignore[attr-defined]
+
+
+class _NumpyAlias(importlib.abc.MetaPathFinder):
+    """Adds the alias at the end of NumPy's own import, so that it is there before any handler's code runs."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Optional[Sequence[str]],
+        target: Optional[ModuleType] = None,
+    ) -> Optional[importlib.machinery.ModuleSpec]:
+        if fullname != "numpy":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return None
+        execute: Callable[[ModuleType], None] = spec.loader.exec_module
+
+        def execute_and_alias(module: ModuleType) -> None:
+            execute(module)
+            _alias_bool(module)
+
+        spec.loader.exec_module = execute_and_alias  # type: ignore[method-assign]
+        return spec
+
+
+def prepare_numpy() -> None:
+    """Have `numpy.bool` there whenever NumPy is imported, now or later."""
+    if "numpy" in sys.modules:
+        _alias_bool(sys.modules["numpy"])
+    else:
+        sys.meta_path.insert(0, _NumpyAlias())
+
+
+def versions() -> Dict[str, str]:
+    """The versions of Python and of the frameworks that the model has imported."""
+    found = {"python": ".".join(str(part) for part in sys.version_info[:3])}
+    for name in ("numpy", "mxnet", "onnxruntime", "torch"):
+        module = sys.modules.get(name)
+        if module is not None:
+            found[name] = str(getattr(module, "__version__", "unknown"))
+    return found
+
+
+def thread_setters() -> List[Any]:
+    """The `omp_set_num_threads` of every OpenMP runtime that is loaded.
+
+    Looked up once in the template, since reading the maps takes about a millisecond of every birth otherwise. A child needs
+    the call: MXNet's fork handler sets the count to 1 there (src/initialize.cc), and the workers would be silently slow.
+    """
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+            paths = {line.split(None, 5)[5].rstrip("\n") for line in maps if line.count("/")}
+    except OSError:
+        return []
+    setters = []
+    for path in sorted(paths):
+        if os.path.basename(path).startswith(_OPENMP_RUNTIMES):
+            try:
+                setters.append(ctypes.CDLL(path).omp_set_num_threads)
+            except (OSError, AttributeError):
+                continue
+    return setters
+
+
+def set_threads(setters: Sequence[Any], threads: int) -> None:
+    """Give every OpenMP runtime its thread count; acts on the calling thread's default, as OpenMP has it."""
+    for setter in setters:
+        setter(ctypes.c_int(threads))
+
+
+def reseed() -> None:
+    """Give the child random numbers of its own; forked siblings have identical ones otherwise [measured]."""
+    seed = int.from_bytes(os.urandom(4), "little") & 0x7FFFFFFF
+    if "random" in sys.modules:
+        sys.modules["random"].seed(os.urandom(32))
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed(seed)
+    mxnet_random = sys.modules.get("mxnet.random")
+    if mxnet_random is not None:
+        mxnet_random.seed(seed)
