@@ -1,0 +1,53 @@
+"""`check` and `init`: the commands that deal with files alone and need no supervisor."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+
+from modelsupervisor.errors import EXIT_OK, ConfigurationError
+from modelsupervisor.paths import resolve_run_dir
+
+
+@click.command()
+@click.option("-c", "--config", metavar="FILE", required=True, help="The configuration file.")
+def check(config: str) -> int:
+    """Print the settings that a configuration file results in, secrets masked; or all its
+    mistakes, and exit 78."""
+    from modelsupervisor.config import load_settings, render_settings, socket_path_problems
+
+    settings = load_settings(config)
+    run_dir = resolve_run_dir(settings.supervisor.run_dir)
+    problems = socket_path_problems(run_dir, settings)
+    if problems:
+        raise ConfigurationError(problems)
+    click.echo(render_settings(settings), nl=False)
+    click.echo(f"\n# run directory: {click.format_filename(run_dir)}\n# OK")
+    return EXIT_OK
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--directory",
+    metavar="DIR",
+    default=None,
+    help="The folder to make; the default is NAME, here.",
+)
+def init(name: str, directory: str | None) -> int:
+    """Make a model of your own called NAME: a handler, a configuration file and a sample, that
+    run as they are."""
+    from pathlib import Path
+
+    from modelsupervisor.scaffold import write_model
+
+    target = Path(name if directory is None else directory)
+    for path in write_model(target, name):
+        click.echo(click.format_filename(path))
+    config, sample = (shlex.quote(str(target / file)) for file in ("workers.ini", "sample.json"))
+    click.echo(
+        f"\nNext:\n  modelsupervisor start -c {config}\n"
+        f"and in another terminal:\n  modelsupervisor predict -c {config} {name} {sample}"
+    )
+    return EXIT_OK

@@ -1,0 +1,93 @@
+"""`start`, `stop` and `restart`."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import click
+
+from modelsupervisor.cli.instance import connect, find_instance, instance_options
+from modelsupervisor.control import ANSWER_TIMEOUT, CLOSED, TIMEOUT
+from modelsupervisor.errors import EXIT_OK, ControlError
+from modelsupervisor.paths import resolve_run_dir
+
+_MODEL_OR_WORKER = re.compile(r"(?P<model>[^/]+)(?:/(?P<index>[0-9]{1,9}))?")
+
+
+@click.command()
+@click.option("-c", "--config", metavar="FILE", required=True, help="The configuration file.")
+def start(config: str) -> int:
+    """Run the models of a configuration file, in the foreground, until TERM, Ctrl-C or `stop`.
+
+    Exits 1 when a model does not load, 75 when this run directory is in use, 78 when the file is
+    wrong.
+    """
+    from modelsupervisor.config import load_settings, socket_path_problems
+    from modelsupervisor.errors import ConfigurationError
+    from modelsupervisor.runtime.start import run
+
+    settings = load_settings(config)
+    run_dir = resolve_run_dir(settings.supervisor.run_dir)
+    problems = socket_path_problems(run_dir, settings)
+    if problems:
+        raise ConfigurationError(problems)
+    return run(settings, run_dir)
+
+
+@click.command()
+@instance_options
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    metavar="SECONDS",
+    help="Stop waiting after so long and exit 1; by default, wait until the supervisor is gone.",
+)
+def stop(config: str | None, run_dir: str | None, timeout: float | None) -> int:
+    """Stop the supervisor, gracefully, and wait until it is gone."""
+    instance = find_instance(config, run_dir)
+    begun = time.monotonic()
+    with connect(instance) as control:
+        try:
+            control.call("stop", timeout=ANSWER_TIMEOUT if timeout is None else timeout)
+        except ControlError as error:
+            if error.code != CLOSED:  # gone before it could answer is gone
+                raise
+        else:
+            left = None if timeout is None else max(0.0, begun + timeout - time.monotonic())
+            if not control.wait_closed(left):
+                raise ControlError(
+                    TIMEOUT,
+                    f"the supervisor in {instance.run_dir} is stopping, "
+                    f"but still there after {timeout:g} s",
+                )
+    click.echo(f"stopped {instance.run_dir}")
+    return EXIT_OK
+
+
+@click.command()
+@click.argument("target", metavar="MODEL[/N]")
+@instance_options
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    metavar="SECONDS",
+    help="Stop waiting after so long and exit 1; by default, wait until the restart has ended.",
+)
+def restart(target: str, config: str | None, run_dir: str | None, timeout: float | None) -> int:
+    """Load MODEL anew and replace all its workers, or replace only its worker N; wait until that
+    is done."""
+    match = _MODEL_OR_WORKER.fullmatch(target)
+    if match is None:
+        raise click.UsageError(f"{target!r} is neither MODEL nor MODEL/N")
+    index = None if match["index"] is None else int(match["index"])
+    with connect(find_instance(config, run_dir)) as control:
+        result = control.call("restart", {"model": match["model"], "index": index}, timeout)
+    for worker in result["workers"]:
+        click.echo(
+            f"{result['model']}/{worker['index']}\t"
+            f"generation {worker['generation']}\tpid {worker['pid']}"
+        )
+    return EXIT_OK

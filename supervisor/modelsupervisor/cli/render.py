@@ -1,0 +1,214 @@
+"""How a status looks on a terminal, and how quantities and exits are put into words.
+
+The status is read tolerantly (what is missing is shown as "–"), because the supervisor that runs
+may be of another version than the command that asks; `--json` passes on what it said, untouched.
+rich is imported only where a table is drawn.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from modelsupervisor.control import FAILED
+from modelsupervisor.errors import ControlError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NOTHING = "–"
+_STYLES = {
+    "READY": "green",
+    "STARTING": "cyan",
+    "DRAINING": "yellow",
+    "STOPPING": "yellow",
+    "BACKING_OFF": "magenta",
+    "FAILED": "bold red",
+    "EMPTY": "dim",
+}
+
+
+class LastExit(msgspec.Struct, frozen=True):
+    """How the previous process of a slot ended."""
+
+    cause: str = ""
+    reason: str = ""
+    code: int | None = None
+    signal: int | str | None = None
+    uptime_s: float | None = None
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """One slot of a status, as far as it is shown."""
+
+    index: int
+    wanted: str = "up"
+    phase: str = ""
+    pid: int | None = None
+    generation: int | None = None
+    cpus: list[int] | None = None
+    threads: int | None = None
+    rss_bytes: int | None = None
+    pss_bytes: int | None = None
+    requests: int | None = None
+    restarts: int | None = None
+    last_exit: LastExit | None = None
+
+
+class ModelStatus(msgspec.Struct, frozen=True):
+    """One model of a status."""
+
+    name: str
+    workers: list[WorkerStatus] = []
+
+
+class SupervisorStatus(msgspec.Struct, frozen=True):
+    """The supervisor itself."""
+
+    pid: int | None = None
+    version: str = ""
+    uptime_s: float | None = None
+    config: str = ""
+    run_dir: str = ""
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The result of the command `status`, as far as it is shown."""
+
+    supervisor: SupervisorStatus
+    models: list[ModelStatus] = []
+
+
+def read_status(result: object) -> Status:
+    """The typed status; ControlError(failed) when the supervisor's answer has another shape."""
+    try:
+        return msgspec.convert(result, Status)
+    except msgspec.ValidationError as error:
+        raise ControlError(
+            FAILED, f"the supervisor's status is not understood here: {error}"
+        ) from None
+
+
+def status_table(status: Status) -> Table:
+    """One row a worker; models and workers in the order in which the supervisor names them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(headline(status.supervisor)), title_justify="left", title_style="bold")
+    table.add_column("worker", no_wrap=True)
+    table.add_column("phase", no_wrap=True)
+    for column in ("pid", "gen", "cpus", "threads", "rss", "pss", "requests", "restarts"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("last exit")
+    for model in status.models:
+        for worker in model.workers:
+            # Text, not str: rich would take brackets in a message for its own markup.
+            phase = Text(phase_words(worker), style=_STYLES.get(worker.phase, ""))
+            cells = [Text(cell) for cell in _cells(worker)]
+            table.add_row(Text(f"{model.name}/{worker.index}"), phase, *cells)
+    return table
+
+
+def _cells(worker: WorkerStatus) -> list[str]:
+    return [
+        _shown(worker.pid),
+        _shown(worker.generation),
+        cpu_words(worker.cpus),
+        _shown(worker.threads),
+        size_words(worker.rss_bytes),
+        size_words(worker.pss_bytes),
+        _shown(worker.requests),
+        _shown(worker.restarts),
+        exit_words(worker.last_exit),
+    ]
+
+
+def headline(supervisor: SupervisorStatus) -> str:
+    """The supervisor in one line."""
+    return (
+        f"modelsupervisor {supervisor.version}, pid {_shown(supervisor.pid)}, "
+        f"up {duration_words(supervisor.uptime_s)}, {supervisor.config}, in {supervisor.run_dir}"
+    )
+
+
+def phase_words(worker: WorkerStatus) -> str:
+    """The phase, and that a slot without a process is meant to be so."""
+    return f"{worker.phase} (wanted {worker.wanted})" if worker.wanted != "up" else worker.phase
+
+
+def exit_words(last: LastExit | None) -> str:
+    """How the previous process ended: "killed by SIGKILL with 1 request in hand, after 12 s"."""
+    if last is None:
+        return NOTHING
+    words = last.reason or _ending(last)
+    if last.uptime_s is not None:
+        words += f", after {duration_words(last.uptime_s)}"
+    return words
+
+
+def _ending(last: LastExit) -> str:
+    if last.signal is not None:
+        return f"killed by {_signal_name(last.signal)}"
+    if last.code is not None:
+        return f"exit code {last.code}"
+    return last.cause or "unknown"
+
+
+def _signal_name(number: int | str) -> str:
+    if isinstance(number, str):
+        return number
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal between SIGRTMIN and SIGRTMAX has no name of its own
+        return f"signal {number}"
+
+
+def cpu_words(cpus: list[int] | None) -> str:
+    """CPU numbers with runs as ranges: "0-3,8"; a worker that is not pinned has none."""
+    runs: list[list[int]] = []
+    for cpu in sorted(cpus or []):
+        if runs and cpu == runs[-1][1] + 1:
+            runs[-1][1] = cpu
+        else:
+            runs.append([cpu, cpu])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or NOTHING
+
+
+def size_words(count: int | None) -> str:
+    """Bytes with a binary unit and about three figures: "41.6 MiB"."""
+    if count is None:
+        return NOTHING
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1000:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+
+
+def duration_words(seconds: float | None) -> str:
+    """Seconds in at most two units: "0.4 s", "12 s", "3 min 4 s", "2 h 5 min", "3 d 4 h"."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 10:
+        return f"{max(seconds, 0.0):.1f} s"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def _shown(value: int | str | None) -> str:
+    return NOTHING if value is None else str(value)
+
+
+def one_line(text: str) -> str:
+    """`text` as one line that a terminal shows as it is: a model's answer must not move the
+    cursor or break the columns."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,75 @@
+"""The words for a worker's end: one cause, one sentence, and the facts behind it. Pure but for the types it reads."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from modelsupervisor.core.actions import Next, ReportWorkerExit
+from modelsupervisor.core.states import Blame
+
+if TYPE_CHECKING:
+    from modelsupervisor.runtime.workers import Corpse
+
+
+
+def cause_of(action: ReportWorkerExit, corpse: Corpse) -> str:
+    """One word for why a worker is gone.
+
+    stopped (as asked, by its own exit or, past its deadline, by a signal of ours) · start_timeout · start_failed (it said so
+    itself) · spawn_failed (there never was a process) · signal · exit
+    """
+    if not action.spawned:
+        return "spawn_failed"
+    if action.blame is Blame.START_TIMEOUT:
+        return "start_timeout"
+    if corpse.worker.complaint is not None:
+        return "start_failed"
+    if action.asked:
+        return "stopped"
+    return "signal" if corpse.status.signal is not None else "exit"
+
+
+def reason_of(action: ReportWorkerExit, corpse: Corpse) -> str:
+    """The sentence that whoever is woken reads first."""
+    reason = action.reason
+    complaint = corpse.worker.complaint
+    if complaint is not None:
+        reason = f"could not start: {complaint.get('error')}"
+    elif action.blame is Blame.START_TIMEOUT:
+        reason = "not ready within startup_timeout; " + reason
+    if corpse.reading.in_hand:
+        count = corpse.reading.in_hand
+        reason += f" with {count} request{'s' if count > 1 else ''} in hand"
+    elif not action.asked and action.spawned:
+        reason += " while idle" if corpse.worker.complaint is None else ""
+    if corpse.helpers:
+        reason += f"; {len(corpse.helpers)} helper processes killed with it"
+    return reason
+
+
+def worker_exit_fields(
+    action: ReportWorkerExit, corpse: Corpse, last_lines: list[str]
+) -> tuple[str, str, dict[str, Any]]:
+    """Level, event name and facts of the one event."""
+    status, reading = corpse.status, corpse.reading
+    complaint = corpse.worker.complaint
+    facts: dict[str, Any] = {
+        "cause": cause_of(action, corpse),
+        "reason": reason_of(action, corpse),
+        "code": status.code,
+        "signal": status.signal_name,
+        "uptime_s": round(corpse.uptime, 3),
+        "requests": reading.requests,
+        "in_hand": list(reading.ids),
+        "next": action.next.value,
+        "retry_in_s": None if action.delay is None else round(action.delay, 3),
+        "failures": action.failures,
+        "last_lines": last_lines,
+        "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+    }
+    if complaint is not None:
+        facts["traceback"] = complaint.get("traceback")
+    kindly = action.asked and (status.code == 0 or action.next is Next.NONE)
+    level = "info" if kindly else "warning" if action.asked else "error"
+    return level, "worker.exited" if action.spawned else "worker.spawn_failed", facts

@@ -1,0 +1,81 @@
+"""The supervisor's side of a channel: whole messages in, whole messages out, and nothing believed.
+
+What comes from a worker comes from a process that runs a model's code; so a message that is not what it should be is reported and
+dropped, and costs nobody else anything. The other side of this is `modelworker.channel`.
+"""
+
+from __future__ import annotations
+
+import array
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from modelworker.channel import MAX_MESSAGE
+
+Message = dict[str, Any]
+_DECODER = msgspec.json.Decoder(dict[str, Any])
+MESSAGES_A_TURN = 256  # so that a worker in a loop of events cannot hold the supervisor
+
+
+class Closed(Exception):
+    """The other side closed its end."""
+
+
+class BadMessage(Exception):
+    """The other side sent something that is not a message."""
+
+
+class SupervisorEnd:
+    """One end of a channel, non-blocking."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._socket.setblocking(False)
+        self.closed = False
+
+    def fileno(self) -> int:
+        """The descriptor, for the reactor."""
+        return self._socket.fileno()
+
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send a message and descriptors. Raises BlockingIOError when the other side is behind, OSError when it is gone."""
+        ancillary = []
+        if descriptors:
+            rights = array.array("i", descriptors).tobytes()
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+        self._socket.sendmsg([msgspec.json.encode(message)], ancillary, socket.MSG_NOSIGNAL)
+
+    def receive(self) -> Message | None:
+        """The next message, None when there is none now. Raises Closed, or BadMessage for that one datagram."""
+        try:
+            # No room for ancillary bytes: descriptors that a worker tries to hand us are closed by the kernel.
+            raw = self._socket.recv(MAX_MESSAGE)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise Closed(str(error)) from None
+        if not raw:
+            raise Closed("end of file")
+        try:
+            message = _DECODER.decode(raw)
+        except msgspec.MsgspecError as error:
+            raise BadMessage(str(error)) from None
+        if not isinstance(message.get("kind"), str):
+            raise BadMessage("a message without a kind")
+        return message
+
+    def close(self) -> None:
+        """Close the end."""
+        if not self.closed:
+            self.closed = True
+            self._socket.close()
+
+
+def channel_pair() -> tuple[SupervisorEnd, socket.socket]:
+    """A new channel: our end, and the one to hand over."""
+    kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    return SupervisorEnd(ours), theirs

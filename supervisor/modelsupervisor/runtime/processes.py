@@ -1,0 +1,156 @@
+"""Processes by descriptor: what became of one, how to end it, and what it left behind.
+
+Only pidfds are signalled and waited on, never a pid from memory and never `waitpid(-1)`: a pid can be somebody else by then, and
+another reader of exits would steal ours. An exit is looked at twice: first without reaping (`WNOWAIT`), so that the zombie keeps
+its pid, its session and its /proc entry while its last words are read, and then for good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExitStatus:
+    """How a process ended: `code` for an exit, `signal` (a number) for a death by signal, neither where somebody else reaped it."""
+
+    code: int | None = None
+    signal: int | None = None
+    core: bool = False
+
+    @property
+    def signal_name(self) -> str | None:
+        """`SIGKILL` and so on; real-time signals by number."""
+        if self.signal is None:
+            return None
+        try:
+            return signal.Signals(self.signal).name
+        except ValueError:
+            return f"signal {self.signal}"
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            return f"killed by {self.signal_name}" + (" (core dumped)" if self.core else "")
+        if self.code is not None:
+            return f"exited with code {self.code}"
+        return "gone, its status was taken by somebody else"
+
+
+def _decode(found: os.waitid_result) -> ExitStatus:
+    if found.si_code == os.CLD_EXITED:
+        return ExitStatus(code=found.si_status)
+    return ExitStatus(signal=found.si_status, core=found.si_code == os.CLD_DUMPED)
+
+
+def peek_exit(pidfd: int) -> ExitStatus | None:
+    """The exit status of our child without reaping it; None while it lives."""
+    try:
+        found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return ExitStatus()
+    return None if found is None else _decode(found)
+
+
+def reap(pidfd: int) -> None:
+    """Take a dead child out of the process table."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+
+
+def send_signal(pidfd: int, number: signal.Signals) -> bool:
+    """Signal a process by its descriptor; False where it is gone."""
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _others() -> Iterator[int]:
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            yield int(name)
+
+
+def kill_session(session: int) -> list[int]:
+    """SIGKILL every process of a session whose leader is dead but not yet reaped; returns their pids.
+
+    The unreaped leader pins the number, so that no new session can have it. A member is opened first and asked again for its
+    session, since its pid may have changed hands between the listing and the signal. Asking is a system call of a microsecond;
+    reading every /proc/PID/stat instead costs milliseconds on the restart path.
+    """
+    killed = []
+    for pid in _others():
+        if pid == session or _session(pid) != session:
+            continue
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            continue
+        try:
+            if _session(pid) == session and send_signal(pidfd, signal.SIGKILL):
+                killed.append(pid)
+        finally:
+            os.close(pidfd)
+    return killed
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return -1
+
+
+def peek_any_child() -> tuple[int, ExitStatus] | None:
+    """The pid and status of some dead child of ours, not reaped; None where there is none."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return None if found is None else (found.si_pid, _decode(found))
+
+
+def reap_pid(pid: int) -> None:
+    """Reap a child that has no descriptor here: an orphan that was reparented to us."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+
+
+def children() -> list[int]:
+    """The pids of our children, the zombies among them."""
+    try:
+        with open("/proc/thread-self/children", encoding="ascii") as listing:
+            return [int(pid) for pid in listing.read().split()]
+    except OSError:
+        return []  # a kernel without CONFIG_PROC_CHILDREN: living orphans then go unreported
+
+
+def command_of(pid: int) -> str:
+    """The command name of a process, for people."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+            return comm.read().strip()
+    except OSError:
+        return "unknown"
+
+
+def is_zombie(pid: int) -> bool:
+    """True for a process that is dead and not reaped."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            return stat.read().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return True
+
+
+def await_exit(pidfd: int, seconds: float) -> bool:
+    """Wait for a killed process to be gone; only for the supervisor's own end, when nothing else is left to serve."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

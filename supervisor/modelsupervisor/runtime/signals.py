@@ -1,0 +1,78 @@
+"""Signals as events: the handler counts and a byte wakes the loop; everything else happens in the loop.
+
+A signal may arrive between any two bytecodes, so its handler may do nothing that could be under way already: no log, no lock, no
+decision. The interpreter's own C handler writes the byte (`set_wakeup_fd`), which is only a hint: signals coalesce and the socket
+may be full. What counts is the tally, so that a flood of one signal cannot hide another.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections import Counter
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+"""QUIT and HUP too: by default they would end the supervisor and leave everything that it made."""
+
+UNUSED_SIGNALS = (
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGTSTP,
+)
+"""Signals that mean nothing here but would by default end or stop the supervisor; reported and ignored."""
+
+
+class Signals:
+    """The tally and the wake-up socket. `install` once, from the main thread; `restore` at the end."""
+
+    def __init__(self) -> None:
+        self._tally: Counter[int] = Counter()
+        self._previous: dict[int, object] = {}
+        self._awake: socket.socket
+        self._wake: socket.socket
+
+    def install(self) -> None:
+        """Take over every signal that the supervisor answers or must survive."""
+        self._awake, self._wake = socket.socketpair()
+        self._awake.setblocking(False)
+        self._wake.setblocking(False)
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        for number in (*STOP_SIGNALS, *UNUSED_SIGNALS, signal.SIGCHLD):
+            self._previous[number] = signal.signal(number, self._count)
+
+    def _count(self, number: int, _: FrameType | None) -> None:
+        self._tally[number] += 1
+
+    def fileno(self) -> int:
+        """The descriptor that is readable after a signal."""
+        return self._awake.fileno()
+
+    def take(self) -> Counter[int]:
+        """How often each signal came since the last call."""
+        try:
+            while self._awake.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+        taken: Counter[int] = Counter()
+        for number in list(self._tally):
+            # A handler may run between these two lines: what it adds then stays for the next time.
+            count = self._tally[number]
+            self._tally[number] -= count
+            if count:
+                taken[number] = count
+        return taken
+
+    def restore(self) -> None:
+        """Give the signals back as they were."""
+        signal.set_wakeup_fd(-1)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)  # type: ignore[arg-type]
+        self._awake.close()
+        self._wake.close()

@@ -1,0 +1,335 @@
+"""Everything between a valid configuration and the loop, and everything after it.
+
+The order is the safety. Signals are taken before anything is made, so that a TERM at any moment finds its way through the same
+clean-up; the lock comes before the first look at what lies in the run directory; sockets are the last thing made. On every path
+out, the files go first, then the lock, and the operators' connections last: their end of file says that all of it is done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import grp
+import os
+import resource
+import select
+import signal
+import sys
+from collections.abc import Mapping
+
+from modelworker.threads import openmp_threads, thread_environment
+
+from modelsupervisor import __version__
+from modelsupervisor.config import ModelSettings, Settings, model_problem
+from modelsupervisor.core import initial_state
+from modelsupervisor.core.events import Event
+from modelsupervisor.core.placement import Demand, Placement, place
+from modelsupervisor.core.states import Policy, SlotKey, State
+from modelsupervisor.errors import ConfigurationError, Problem, StartError
+from modelsupervisor.paths import parse_worker_socket
+from modelsupervisor.runtime import rundir as files
+from modelsupervisor.runtime.board import Board
+from modelsupervisor.runtime.edge import Edge, ModelPlan
+from modelsupervisor.runtime.journal import Journal
+from modelsupervisor.runtime.lines import Line
+from modelsupervisor.runtime.operators import Operators
+from modelsupervisor.runtime.place import LEVEL_OF, OutputReport, Place
+from modelsupervisor.runtime.reactor import Reactor
+from modelsupervisor.runtime.report import Reporter
+from modelsupervisor.runtime.rundir import Access, RunDirectory
+from modelsupervisor.runtime.signals import STOP_SIGNALS, Signals
+from modelsupervisor.runtime.sink import StdoutSink
+from modelsupervisor.runtime.supervisor import Supervisor
+
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+FIFO_SIZE = 256 * 1024  # bytes (DESIGN §2)
+SMALLEST_FIFO = 64 * 1024  # the kernel's own default
+DESCRIPTORS_A_SLOT = 5  # listener, two FIFOs, pidfd, channel
+DESCRIPTORS_BESIDE = 64 + 64  # the supervisor's own, operators, templates, births under way
+LAST_FLUSH = 2.0  # seconds that the end of the log is given to be taken
+
+
+class _Stopped(Exception):
+    """A stop signal came before there was anything to stop."""
+
+
+def plan_models(settings: Settings, allowed: tuple[int, ...]) -> dict[str, ModelPlan]:
+    """Placement and environment of every model. Raises ConfigurationError for CPUs that we may not use."""
+    placement = plan_cpus(settings, allowed)
+    plans = {}
+    for model in settings.models:
+        placed = placement.model(model.name)
+        operator = {**os.environ, **model.env}
+        added = thread_environment(placed.threads, placed.shares_cpus, operator)
+        environment = {**operator, **added}
+        threads = openmp_threads(placed.threads, environment)
+        plans[model.name] = ModelPlan(model, placed, environment, threads)
+    return plans
+
+
+def plan_cpus(settings: Settings, allowed: tuple[int, ...]) -> Placement:
+    """Which worker runs where. Raises ConfigurationError."""
+    demands = tuple(Demand(m.name, m.workers, m.cpus, m.threads) for m in settings.models)
+    placement = place(allowed, demands)
+    if placement.problems:
+        raise ConfigurationError(
+            tuple(
+                model_problem(settings, p.model, "cpus", message=p.message, expected=p.expected)
+                for p in placement.problems
+            )
+        )
+    return placement
+
+
+def _policy(model: ModelSettings) -> Policy:
+    return Policy(
+        workers=model.workers,
+        startup_timeout=model.startup_timeout,
+        stop_timeout=model.stop_timeout,
+        stable_after=model.stable_after,
+        max_failures=model.max_failures,
+        retry_failed_after=model.retry_failed_after,
+    )
+
+
+def _state(settings: Settings) -> State:
+    return initial_state(
+        {model.name: _policy(model) for model in settings.models},
+        exit_on_start_failure=settings.supervisor.on_start_failure == "exit",
+        stop_timeout=settings.supervisor.stop_timeout,
+        luck=int.from_bytes(os.urandom(8), "little"),
+    )
+
+
+def _access(settings: Settings) -> Access:
+    group = settings.supervisor.socket_group
+    if group is None:
+        return Access(settings.supervisor.socket_mode)
+    try:
+        gid = grp.getgrnam(group).gr_gid
+    except KeyError:
+        problem = Problem(
+            settings.source, 0, "supervisor", "socket_group", group, "a group of this machine"
+        )
+        raise ConfigurationError((problem,)) from None
+    return Access(settings.supervisor.socket_mode, gid)
+
+
+def fifo_size(slots: int) -> int:
+    """The buffer that each of `2 × slots` FIFOs is given, in bytes, a power of two.
+
+    An unprivileged user's pipes may hold pipe-user-pages-soft pages in all; past that new ones silently shrink to two pages
+    [measured], so half of the budget is left to the workers' own pipes.
+    """
+    if os.geteuid() == 0:
+        return FIFO_SIZE
+    try:
+        with open("/proc/sys/fs/pipe-user-pages-soft", encoding="ascii") as limit:
+            budget = int(limit.read()) * resource.getpagesize() // 2
+    except (OSError, ValueError):
+        return SMALLEST_FIFO
+    size = FIFO_SIZE
+    while size > SMALLEST_FIFO and budget and size * 2 * slots > budget:
+        size //= 2
+    return size
+
+
+def _claim_descriptors(slots: int) -> None:
+    """Raise the soft limit where the slots need it. Raises StartError where the hard limit does not allow them."""
+    needed = slots * DESCRIPTORS_A_SLOT + DESCRIPTORS_BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise StartError(
+                f"{slots} workers need {needed} descriptors, and the hard limit is {hard}: "
+                "raise it (ulimit -Hn, LimitNOFILE=) or run fewer workers; nothing was started"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _become_subreaper() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise StartError("prctl(PR_SET_CHILD_SUBREAPER) failed: " + os.strerror(ctypes.get_errno()))
+
+
+def _fill_standard_descriptors() -> None:
+    """Open /dev/null on 0, 1 and 2 where they are closed: a socket of ours under such a number would be written to."""
+    for number in (0, 1, 2):
+        try:
+            fcntl.fcntl(number, fcntl.F_GETFD)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+
+
+class Session:
+    """One run in one run directory: what is made, in order, and its undoing."""
+
+    def __init__(self, settings: Settings, run_dir: str) -> None:
+        self._settings = settings
+        self._signals = Signals()
+        self._sink = StdoutSink(1)
+        self._reactor = Reactor()
+        self._rundir = RunDirectory(run_dir, _access(settings))
+        self._operators: Operators | None = None
+        self._places: dict[SlotKey, Place] = {}
+        self._supervisor: Supervisor | None = None
+        slots = sum(model.workers for model in settings.models)
+        self._board = Board(self._rundir, slots)
+        self._journal = self._make_journal()
+
+    def _make_journal(self) -> Journal:
+        chosen = self._settings.supervisor.log_format
+        terminal = os.isatty(1)
+        return Journal(
+            self._sink,
+            level=self._settings.supervisor.log_level,
+            console=chosen == "console" or (chosen == "auto" and terminal),
+            colors=terminal and "NO_COLOR" not in os.environ,
+        )
+
+    def run(self) -> int:
+        """The whole run; returns the exit code. Raises an error of our tree when it could not begin."""
+        begun = Edge.now()
+        self._signals.install()
+        self._sink.open()
+        self._reactor.open()
+        code = 0
+        try:
+            edge = self._prepare()
+            supervisor = self._make(edge, begun)
+            code = supervisor.run()
+        except _Stopped:
+            pass
+        finally:
+            self._end(code, begun)
+        return code
+
+    def _prepare(self) -> Edge:
+        settings = self._settings
+        allowed = tuple(sorted(os.sched_getaffinity(0)))
+        plans = plan_models(settings, allowed)
+        slots = sum(model.workers for model in settings.models)
+        _claim_descriptors(slots)
+        _become_subreaper()
+        if settings.supervisor.cpus is not None:
+            os.sched_setaffinity(0, settings.supervisor.cpus)
+        self._rundir.open()
+        self._rundir.lock(settings.source)
+        self._journal.emit(
+            "info",
+            "supervisor.starting",
+            pid=os.getpid(),
+            version=__version__,
+            config=settings.source,
+            run_dir=self._rundir.path,
+        )
+        return Edge(
+            settings=settings,
+            reactor=self._reactor,
+            journal=self._journal,
+            post=self._post,
+            plans=plans,
+            places=self._places,
+            board=self._board,
+            pid=os.getpid(),
+            allowed_cpus=allowed,
+            doomed=set(),
+        )
+
+    def _post(self, event: Event) -> None:
+        assert self._supervisor is not None
+        self._supervisor.post(event)
+
+    def _make(self, edge: Edge, begun: float) -> Supervisor:
+        state = _state(self._settings)
+        for number, key in enumerate(sorted(state.slots)):
+            self._places[key] = Place(key, number, self._rundir, self._reactor)
+        endings = ("sock", "stdout", "stderr")
+        needed = [place.name(ending) for place in self._places.values() for ending in endings]
+        self._sweep([*needed, files.CONTROL, files.SCOREBOARD, files.ASIDE])
+        supervisor = Supervisor(edge, state, self._signals, self._sink)
+        self._supervisor = supervisor
+        self._board.make()
+        size = fifo_size(len(self._places))
+        for place_ in self._places.values():
+            max_line = edge.plans[place_.key.model].settings.max_line
+            place_.make(size, max_line, self._reporter(supervisor, place_))
+        control = self._rundir.listen(files.CONTROL)
+        gid = self._rundir.access.gid
+        self._operators = Operators(self._reactor, control, gid, supervisor.command)
+        self._operators.open()
+        supervisor.serve_operators(
+            self._operators, Reporter(edge, supervisor.workers, self._rundir.path, begun)
+        )
+        return supervisor
+
+    def _reporter(self, supervisor: Supervisor, place_: Place) -> OutputReport:
+        key, journal = place_.key, self._journal
+
+        def report(stream: str, line: Line) -> None:
+            place_.last_lines.add(line)
+            generation, pid = place_.speaker or supervisor.speaker(key)
+            journal.emit(
+                LEVEL_OF[stream],
+                "worker.output",
+                model=key.model,
+                worker=key.index,
+                pid=pid,
+                generation=generation,
+                stream=stream,
+                **line.fields(),
+            )
+
+        return report
+
+    def _sweep(self, needed: list[str]) -> None:
+        def is_ours(name: str) -> bool:
+            stem, dot, ending = name.rpartition(".")
+            formed = dot and ending in ("sock", "stdout", "stderr")
+            return name in needed or bool(formed and parse_worker_socket(f"{stem}.sock"))
+
+        for left in self._rundir.sweep(is_ours, needed, self._pause):
+            event = "leftover.removed" if left.removed else "leftover.kept"
+            level = "info" if left.removed else "warning"
+            self._journal.emit(
+                level, event, pid=os.getpid(), name=left.name, reason=left.reason
+            )
+
+    def _pause(self, seconds: float) -> None:
+        """Wait between two probes, unless a stop signal comes."""
+        poll = select.poll()
+        poll.register(self._signals.fileno(), select.POLLIN)
+        poll.poll(seconds * 1000)
+        if any(number in STOP_SIGNALS for number in self._signals.take()):
+            raise _Stopped
+
+    def _end(self, code: int, begun: float) -> None:
+        """Undo everything, whatever of it was made."""
+        if self._supervisor is not None:
+            self._supervisor.end_orphans()
+        for place_ in self._places.values():
+            place_.close()
+        self._board.close()
+        for name in self._rundir.close():
+            self._journal.emit(
+                "error", "leftover.kept", pid=os.getpid(), name=name, reason="it is not ours any more"
+            )
+        if self._supervisor is not None:
+            uptime = round(Edge.now() - begun, 3)
+            self._journal.emit("info", "supervisor.stopped", pid=os.getpid(), code=code, uptime_s=uptime)
+        self._sink.finish(LAST_FLUSH)
+        if self._operators is not None:
+            self._operators.close()
+        self._reactor.close()
+        self._signals.restore()
+
+
+def run(settings: Settings, run_dir: str) -> int:
+    """Run the supervisor in the foreground until it is asked to stop; returns the exit code.
+
+    Raises ConfigurationError, RunDirectoryError, AlreadyRunningError or StartError when it could not begin; by then everything
+    that had been made is removed.
+    """
+    _fill_standard_descriptors()
+    return Session(settings, run_dir).run()

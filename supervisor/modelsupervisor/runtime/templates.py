@@ -1,0 +1,311 @@
+"""Template processes: started by exec, spoken to over their channel, ended and reaped like any child.
+
+A template is exec'd by posix_spawn (the child runs no Python of ours in between) in a session of its own, with an environment of
+its own and four descriptors: nothing, two pipes that this process holds both ends of, and its channel. Fork requests wait here and
+go out a few at a time: the template forks one after another anyway, each request carries five descriptors, and an unprivileged
+user may have no more of those in flight than RLIMIT_NOFILE.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import modelworker
+
+from modelsupervisor import __version__
+from modelsupervisor.core.actions import Ending, ReportTemplateExit
+from modelsupervisor.core.events import TemplateExited, TemplateLoaded
+from modelsupervisor.core.states import TemplateKey
+from modelsupervisor.runtime import processes
+from modelsupervisor.runtime.edge import Edge
+from modelsupervisor.runtime.lines import Line
+from modelsupervisor.runtime.messages import (
+    MESSAGES_A_TURN,
+    BadMessage,
+    Closed,
+    Message,
+    SupervisorEnd,
+    channel_pair,
+)
+from modelsupervisor.runtime.place import LEVEL_OF, LastLines, Stream
+from modelsupervisor.runtime.reactor import Rank
+
+FORKS_IN_FLIGHT = 8
+CHANNEL_NUMBER = 3  # the template's descriptor of its channel
+
+ForkRequest = Callable[[SupervisorEnd], bool]
+"""Sends one fork message; False where the request is not wanted any more."""
+
+
+class TemplateProcess:
+    """One template: its descriptors, the births asked of it, and what it said."""
+
+    def __init__(self, key: TemplateKey, begun: float) -> None:
+        self.key = key
+        self.begun = begun
+        self.pid = 0
+        self.pidfd = -1
+        self.channel: SupervisorEnd | None = None
+        self.streams: tuple[Stream, ...] = ()
+        self.writing_ends: tuple[int, ...] = ()
+        self.last_lines = LastLines()
+        self.queue: deque[ForkRequest] = deque()
+        self.in_flight = 0
+        self.facts: dict[str, Any] = {}
+        self.complaint: Message | None = None  # its load_failed
+        self.status: processes.ExitStatus | None = None
+        self.last_words: tuple[bytes, ...] = ()
+
+
+class Templates:
+    """All template processes by key."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._all: dict[TemplateKey, TemplateProcess] = {}
+        self._dead: dict[TemplateKey, TemplateProcess] = {}
+        self.on_birth: Callable[[TemplateKey, Message], None]
+        self.on_gone: Callable[[TemplateKey], None]
+
+    def pids(self) -> set[int]:
+        """The pids of the living ones."""
+        return {template.pid for template in self._all.values()}
+
+    def pid_of(self, key: TemplateKey) -> int | None:
+        """The pid of a living template."""
+        template = self._all.get(key)
+        return template.pid if template else None
+
+    def alive(self, key: TemplateKey) -> bool:
+        """True until its exit was seen."""
+        return key in self._all
+
+    # -- starting -------------------------------------------------------------------------------------------------
+
+    def start(self, key: TemplateKey) -> None:
+        """Exec a template and tell it what to load; a failure comes back as its exit."""
+        template = TemplateProcess(key, self._edge.now())
+        try:
+            self._spawn(template)
+        except OSError as error:
+            self._discard(template)
+            reason = f"cannot start an interpreter: {error.strerror}"
+            self._dead[key] = template
+            self._edge.post(TemplateExited(key, self._edge.now(), reason))
+
+    def _spawn(self, template: TemplateProcess) -> None:
+        model = template.key.model
+        plan = self._edge.plans[model]
+        ends = []
+        streams = []
+        for name in ("stdout", "stderr"):
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(reading, False)
+            report = self._reporter(template)
+            streams.append(Stream(name, reading, plan.settings.max_line, report))
+            ends.append(writing)
+            template.streams, template.writing_ends = tuple(streams), tuple(ends)
+        template.channel, theirs = channel_pair()
+        try:
+            program = os.path.join(os.path.dirname(modelworker.__file__), "__main__.py")
+            arguments = [sys.executable, program, "--supervisor", str(self._edge.pid)]
+            template.pid = os.posix_spawn(
+                sys.executable,
+                [*arguments, "--channel", str(CHANNEL_NUMBER)],
+                dict(plan.environment),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, ends[0], 1),
+                    (os.POSIX_SPAWN_DUP2, ends[1], 2),
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), CHANNEL_NUMBER),
+                ],
+                setsid=True,
+                setsigmask=[],
+                setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+            )
+        finally:
+            theirs.close()
+        template.pidfd = os.pidfd_open(template.pid)
+        self._all[template.key] = template
+        self._watch(template)
+        template.channel.send({"kind": "load", "spec": self._spec(model)})
+
+    def _spec(self, model: str) -> dict[str, Any]:
+        plan = self._edge.plans[model]
+        return {
+            "model": model,
+            "path": plan.settings.path,
+            "handler": plan.settings.handler,
+            "batch_size": plan.settings.batch_size,
+            "gpu_id": -1,
+            # A model that floats must not inherit the CPUs that only the supervisor was told to stay on.
+            "cpus": plan.placement.cpus or self._edge.allowed_cpus,
+            "warmup": plan.settings.warmup,
+            "server_version": __version__,
+        }
+
+    def _watch(self, template: TemplateProcess) -> None:
+        assert template.channel is not None
+        reactor = self._edge.reactor
+        reactor.add(template.pidfd, Rank.LIFE, lambda _: self._on_exit(template))
+        reactor.add(template.channel.fileno(), Rank.LIFE, lambda _: self._on_channel(template))
+        for stream in template.streams:
+            reactor.add(stream.fd, Rank.OUTPUT, stream.serve)
+
+    def _reporter(self, template: TemplateProcess) -> Callable[[str, Line], None]:
+        def report(stream: str, line: Line) -> None:
+            template.last_lines.add(line)
+            self._edge.journal.emit(
+                LEVEL_OF[stream],
+                "template.output",
+                model=template.key.model,
+                pid=template.pid,
+                generation=template.key.generation,
+                stream=stream,
+                **line.fields(),
+            )
+
+        return report
+
+    # -- messages -------------------------------------------------------------------------------------------------
+
+    def _on_channel(self, template: TemplateProcess) -> None:
+        for _ in range(MESSAGES_A_TURN):
+            if template.channel is None or template.channel.closed:
+                return
+            try:
+                message = template.channel.receive()
+            except BadMessage as error:
+                self._note(template, "warning", "template.bad_message", reason=str(error))
+                continue
+            except Closed:
+                self._edge.reactor.remove(template.channel.fileno())
+                template.channel.close()
+                return
+            if message is None:
+                return
+            self._on_message(template, message)
+
+    def _on_message(self, template: TemplateProcess, message: Message) -> None:
+        kind = message["kind"]
+        if kind == "loaded":
+            facts = message.get("facts")
+            template.facts = facts if isinstance(facts, dict) else {}
+            self._edge.post(TemplateLoaded(template.key, self._edge.now()))
+        elif kind == "load_failed":
+            template.complaint = message
+        elif kind in ("forked", "fork_failed"):
+            template.in_flight = max(0, template.in_flight - 1)
+            self.on_birth(template.key, message)
+            self._send_forks(template)
+        else:
+            self._note(template, "warning", "template.bad_message", reason=f"unknown kind {kind!r}")
+
+    def _note(self, template: TemplateProcess, level: str, event: str, **fields: Any) -> None:
+        key = template.key
+        self._edge.journal.emit(
+            level, event, model=key.model, pid=template.pid, generation=key.generation, **fields
+        )
+
+    def facts(self, key: TemplateKey) -> dict[str, Any]:
+        """What a template said of itself when it had loaded, and how long that took from the exec on."""
+        template = self._all.get(key)
+        if template is None:
+            return {}
+        return {**template.facts, "start_s": round(self._edge.now() - template.begun, 4)}
+
+    # -- births ---------------------------------------------------------------------------------------------------
+
+    def request_fork(self, key: TemplateKey, request: ForkRequest) -> bool:
+        """Queue a fork request; False where the template is gone."""
+        template = self._all.get(key)
+        if template is None:
+            return False
+        template.queue.append(request)
+        self._send_forks(template)
+        return True
+
+    def _send_forks(self, template: TemplateProcess) -> None:
+        while template.queue and template.in_flight < FORKS_IN_FLIGHT:
+            if template.channel is None or template.channel.closed:
+                return  # its exit follows, and ends the births that wait
+            if template.queue.popleft()(template.channel):
+                template.in_flight += 1
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def signal(self, key: TemplateKey, ending: Ending) -> None:
+        """Send SIGTERM or SIGKILL."""
+        template = self._all.get(key)
+        if template is not None:
+            processes.send_signal(template.pidfd, signal.Signals[ending.value])
+
+    def _on_exit(self, template: TemplateProcess) -> None:
+        status = processes.peek_exit(template.pidfd)
+        if status is None:
+            return
+        self._on_channel(template)
+        template.status = status
+        template.last_words = tuple(stream.read_what_is_there() for stream in template.streams)
+        self._edge.doomed.update(processes.kill_session(template.pid))
+        processes.reap(template.pidfd)
+        del self._all[template.key]
+        self._dead[template.key] = template
+        self._discard(template)
+        reason = str(status)
+        if template.complaint is not None:
+            reason = str(template.complaint.get("error"))
+        self._edge.post(TemplateExited(template.key, self._edge.now(), reason))
+        self.on_gone(template.key)
+
+    def _discard(self, template: TemplateProcess) -> None:
+        """Let go of every descriptor but what has been read already."""
+        if template.channel is not None and not template.channel.closed:
+            self._edge.reactor.remove(template.channel.fileno())
+            template.channel.close()
+        for stream in template.streams:
+            self._edge.reactor.remove(stream.fd)
+            os.close(stream.fd)
+        for end in template.writing_ends:
+            os.close(end)
+        template.writing_ends = ()
+        if template.pidfd >= 0:
+            self._edge.reactor.remove(template.pidfd)
+            os.close(template.pidfd)
+            template.pidfd = -1
+
+    def report_exit(self, action: ReportTemplateExit) -> None:
+        """The one event of a template's end, its last output before it."""
+        template = self._dead.pop(action.key)
+        for stream, words in zip(template.streams, template.last_words, strict=False):
+            stream.finish(words)
+        status = template.status or processes.ExitStatus()
+        complaint = template.complaint or {}
+        cause = "stopped" if action.asked else "load_failed" if complaint else "signal"
+        if action.blame is not None:
+            cause = action.blame.value
+        elif cause == "signal" and status.signal is None:
+            cause = "exit" if template.status is not None else "spawn_failed"
+        failed = not action.asked
+        self._note(
+            template,
+            "error" if failed else "info",
+            "template.exited",
+            cause=cause,
+            reason=action.reason,
+            code=status.code,
+            signal=status.signal_name,
+            uptime_s=round(self._edge.now() - template.begun, 3),
+            loaded=action.loaded,
+            next=action.next.value,
+            retry_in_s=None if action.delay is None else round(action.delay, 3),
+            failures=action.failures,
+            config=self._edge.config_line(action.key.model) if failed else None,
+            traceback=complaint.get("traceback"),
+            last_lines=template.last_lines.take() if failed else None,
+        )

@@ -1,0 +1,319 @@
+"""Worker processes, from the request for a birth to the one event that tells of the end.
+
+A birth is asked of a template and answered by it (`forked` with a pid) or by the worker itself (`ready`, whose pid is looked at):
+whichever comes first makes the process known. From then on its pidfd tells of its end, and the end is read in two phases: what it
+was, without reaping; its channel, its last output and its scoreboard record; then its session is killed and it is reaped. Only
+then does the core hear of it, and its answer is the successor's birth; the words follow after that.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelworker.scoreboard import Reading
+
+from modelsupervisor.core.actions import Ending, ForkWorker, ReportWorkerExit
+from modelsupervisor.core.events import BirthFailed, WorkerBorn, WorkerExited, WorkerReady
+from modelsupervisor.core.states import SlotKey, TemplateKey
+from modelsupervisor.runtime import processes
+from modelsupervisor.runtime.board import NOTHING, Board
+from modelsupervisor.runtime.edge import Edge, told_event
+from modelsupervisor.runtime.endings import worker_exit_fields
+from modelsupervisor.runtime.messages import (
+    MESSAGES_A_TURN,
+    BadMessage,
+    Closed,
+    Message,
+    SupervisorEnd,
+    channel_pair,
+)
+from modelsupervisor.runtime.reactor import Rank
+from modelsupervisor.runtime.templates import Templates
+
+
+@dataclass
+class Worker:
+    """The process of one generation, or the birth of it."""
+
+    key: SlotKey
+    generation: int
+    template: TemplateKey
+    asked_at: float
+    channel: SupervisorEnd | None = None
+    pid: int | None = None
+    pidfd: int = -1
+    complaint: Message | None = None  # its start_failed
+
+
+@dataclass(frozen=True)
+class Corpse:
+    """What is known of a generation that is gone."""
+
+    worker: Worker
+    status: processes.ExitStatus
+    uptime: float
+    reading: Reading
+    last_words: tuple[bytes, ...] = ()
+    helpers: list[int] = field(default_factory=list)  # of its session, killed with it
+
+
+class Workers:
+    """All worker processes by slot."""
+
+    def __init__(self, edge: Edge, templates: Templates) -> None:
+        self._edge = edge
+        self._templates = templates
+        self._present: dict[SlotKey, Worker] = {}
+        self._corpses: dict[tuple[SlotKey, int], Corpse] = {}
+        templates.on_birth = self._on_template_answer
+        templates.on_gone = self._on_template_gone
+
+    def pids(self) -> set[int]:
+        """The pids of the living ones."""
+        return {worker.pid for worker in self._present.values() if worker.pid is not None}
+
+    def present(self, key: SlotKey) -> Worker | None:
+        """The process, or birth, of a slot."""
+        return self._present.get(key)
+
+    @property
+    def births_open(self) -> bool:
+        """A birth is under way whose pid is not known yet: an unknown child may be it."""
+        return any(worker.pid is None for worker in self._present.values())
+
+    # -- birth ----------------------------------------------------------------------------------------------------
+
+    def fork(self, action: ForkWorker) -> None:
+        """Ask the template for a worker."""
+        worker = Worker(action.key, action.generation, action.template, self._edge.now())
+        self._present[action.key] = worker
+        if not self._templates.request_fork(
+            action.template, lambda channel: self._send_fork(worker, channel)
+        ):
+            self._fail_birth(worker, "its template is gone")
+
+    def _send_fork(self, worker: Worker, template: SupervisorEnd) -> bool:
+        """Make the descriptors of a birth and send them; False where nothing was sent."""
+        if self._present.get(worker.key) is not worker:
+            return False  # abandoned while it waited
+        place = self._edge.places[worker.key]
+        handed: list[int] = []
+        try:
+            worker.channel, theirs = channel_pair()
+            with theirs:
+                handed.extend(place.writing_ends())
+                descriptors = [theirs.fileno(), place.listener.fileno(), *handed, self._edge.board.fd]
+                template.send(self._fork_message(worker), descriptors)
+        except OSError as error:
+            self._fail_birth(worker, f"cannot ask the template: {error.strerror}")
+            return False
+        finally:
+            for descriptor in handed:
+                os.close(descriptor)
+        self._edge.reactor.add(
+            worker.channel.fileno(), Rank.LIFE, lambda _: self._on_channel(worker)
+        )
+        return True
+
+    def _fork_message(self, worker: Worker) -> Message:
+        plan = self._edge.plans[worker.key.model]
+        placed = plan.placement.workers[worker.key.index]
+        return {
+            "kind": "fork",
+            "model": worker.key.model,
+            "index": worker.key.index,
+            "generation": worker.generation,
+            "cpus": placed.cpus,
+            "threads": plan.threads,
+            "max_connections": plan.settings.max_connections,
+            "frame_timeout": plan.settings.frame_timeout,
+            "scoreboard_offset": Board.offset(self._edge.places[worker.key].number),
+        }
+
+    def _on_template_answer(self, template: TemplateKey, message: Message) -> None:
+        """`forked` or `fork_failed`. An answer for a birth that was given up means a process nobody wants."""
+        index, pid = message.get("index"), message.get("pid")
+        worker = self._present.get(SlotKey(template.model, index if isinstance(index, int) else -1))
+        mine = (
+            worker is not None
+            and worker.template == template
+            and worker.generation == message.get("generation")
+        )
+        if message["kind"] == "forked" and isinstance(pid, int):
+            if mine and worker is not None:
+                self._adopt(worker, pid)
+            elif pid not in self.pids():
+                self._end_unwanted(pid)
+        elif mine and worker is not None and worker.pid is None:
+            self._fail_birth(worker, f"the template could not fork: {message.get('error')}")
+
+    def _adopt(self, worker: Worker, pid: int) -> None:
+        """Make a child known. The pid cannot have changed hands: it is our child, and nobody else reaps those."""
+        if worker.pid is not None:
+            return
+        try:
+            worker.pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            self._fail_birth(worker, f"its process is gone: {error.strerror}")
+            return
+        worker.pid = pid
+        self._edge.reactor.add(worker.pidfd, Rank.LIFE, lambda _: self._on_exit(worker))
+        self._edge.post(WorkerBorn(worker.key, worker.generation, self._edge.now()))
+
+    @staticmethod
+    def _end_unwanted(pid: int) -> None:
+        if pid in processes.children():
+            pidfd = os.pidfd_open(pid)
+            processes.send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+
+    def _on_template_gone(self, template: TemplateKey) -> None:
+        """No answer will come: births whose worker is gone as well have failed; one that lives will say ready itself."""
+        for worker in list(self._present.values()):
+            if worker.template == template and worker.pid is None:
+                if worker.channel is None or worker.channel.closed:
+                    self._fail_birth(worker, "its template died before it forked")
+
+    def _fail_birth(self, worker: Worker, reason: str) -> None:
+        self._forget(worker)
+        status = processes.ExitStatus()
+        uptime = self._edge.now() - worker.asked_at
+        self._corpses[worker.key, worker.generation] = Corpse(worker, status, uptime, NOTHING)
+        self._edge.post(BirthFailed(worker.key, worker.generation, self._edge.now(), reason))
+
+    def abandon(self, key: SlotKey, generation: int) -> None:
+        """Forget a birth. Closing its channel is what ends a process that comes of it after all."""
+        worker = self._present.get(key)
+        if worker is not None and worker.generation == generation and worker.pid is None:
+            self._forget(worker)
+            uptime = self._edge.now() - worker.asked_at
+            corpse = Corpse(worker, processes.ExitStatus(), uptime, NOTHING)
+            self._corpses[key, generation] = corpse
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def _on_channel(self, worker: Worker) -> None:
+        for _ in range(MESSAGES_A_TURN):
+            if worker.channel is None or worker.channel.closed:
+                return
+            try:
+                message = worker.channel.receive()
+            except BadMessage as error:
+                self._note(worker, "warning", "worker.bad_message", reason=str(error))
+                continue
+            except Closed:
+                self._close_channel(worker)
+                if worker.pid is None and not self._templates.alive(worker.template):
+                    self._fail_birth(worker, "it died while its template did")
+                return
+            if message is None:
+                return
+            self._on_message(worker, message)
+
+    def _on_message(self, worker: Worker, message: Message) -> None:
+        kind = message["kind"]
+        if kind == "event":
+            told_event(self._edge, message, **self._identity(worker))
+        elif kind == "start_failed":
+            worker.complaint = message
+        elif kind == "ready":
+            facts = message.get("facts")
+            pid = facts.get("pid") if isinstance(facts, dict) else None
+            if worker.pid is None and pid in processes.children():
+                assert isinstance(pid, int)
+                self._adopt(worker, pid)
+            self._edge.post(WorkerReady(worker.key, worker.generation, self._edge.now()))
+        else:
+            self._note(worker, "warning", "worker.bad_message", reason=f"unknown kind {kind!r}")
+
+    @staticmethod
+    def _identity(worker: Worker) -> dict[str, Any]:
+        return {
+            "model": worker.key.model,
+            "worker": worker.key.index,
+            "pid": worker.pid,
+            "generation": worker.generation,
+        }
+
+    def _note(self, worker: Worker, level: str, event: str, **fields: Any) -> None:
+        self._edge.journal.emit(level, event, **self._identity(worker), **fields)
+
+    def tell(self, key: SlotKey, generation: int) -> None:
+        """Send the stop message; if it cannot be sent, the stop deadline ends the worker."""
+        worker = self._present.get(key)
+        if worker is None or worker.generation != generation or worker.channel is None:
+            return
+        try:
+            worker.channel.send({"kind": "stop"})
+        except OSError as error:
+            self._note(worker, "warning", "worker.deaf", reason=error.strerror)
+
+    def signal(self, key: SlotKey, generation: int, ending: Ending) -> None:
+        """Send SIGTERM or SIGKILL."""
+        worker = self._present.get(key)
+        if worker is not None and worker.generation == generation and worker.pidfd >= 0:
+            processes.send_signal(worker.pidfd, signal.Signals[ending.value])
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def _on_exit(self, worker: Worker) -> None:
+        status = processes.peek_exit(worker.pidfd)
+        if status is None:
+            return
+        assert worker.pid is not None
+        now = self._edge.now()
+        self._on_channel(worker)
+        place = self._edge.places[worker.key]
+        words = tuple(stream.read_what_is_there() for stream in place.streams)
+        reading = self._edge.board.read(place.number, worker.generation)
+        helpers = processes.kill_session(worker.pid)
+        self._edge.doomed.update(helpers)
+        processes.reap(worker.pidfd)
+        self._forget(worker)
+        place.answered_before += reading.requests
+        corpse = Corpse(worker, status, now - worker.asked_at, reading, words, helpers)
+        self._corpses[worker.key, worker.generation] = corpse
+        self._edge.post(
+            WorkerExited(
+                worker.key,
+                worker.generation,
+                now,
+                reason=str(status),
+                answered=reading.requests,
+                in_hand=reading.in_hand,
+                declined=worker.complaint is not None,
+            )
+        )
+
+    def _close_channel(self, worker: Worker) -> None:
+        if worker.channel is not None and not worker.channel.closed:
+            self._edge.reactor.remove(worker.channel.fileno())
+            worker.channel.close()
+
+    def _forget(self, worker: Worker) -> None:
+        self._close_channel(worker)
+        if worker.pidfd >= 0:
+            self._edge.reactor.remove(worker.pidfd)
+            os.close(worker.pidfd)
+            worker.pidfd = -1
+        if self._present.get(worker.key) is worker:
+            del self._present[worker.key]
+
+    def report_exit(self, action: ReportWorkerExit) -> None:
+        """The one event of a generation's end, its last output before it."""
+        corpse = self._corpses.pop((action.key, action.generation))
+        place = self._edge.places[action.key]
+        # The successor may be known by now; these lines are still the dead one's.
+        place.speaker = corpse.worker.generation, corpse.worker.pid
+        for stream, words in zip(place.streams, corpse.last_words, strict=False):
+            stream.finish(words)
+        place.speaker = None
+        level, event, facts = worker_exit_fields(action, corpse, place.last_lines.take())
+        if action.spawned:
+            place.last_exit = dict(facts, generation=action.generation)
+            if not action.asked:
+                place.restarts += 1
+        self._note(corpse.worker, level, event, **facts)
