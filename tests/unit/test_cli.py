@@ -476,29 +476,49 @@ def on_a_terminal(*arguments: str) -> str:
     return shown.decode().replace("\r\n", "\n")
 
 
+def drawn(status: object, width: int) -> list[str]:
+    """The lines of a status on a terminal of that width."""
+    out = io.StringIO()
+    view = render.status_view(render.read_status(status), width)
+    Console(file=out, width=width, highlight=False).print(view)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
 def test_table_has_a_row_for_each_worker() -> None:
     """Every column in words; what is not known is a dash."""
-    out = io.StringIO()
-    table = render.status_table(render.read_status(STATUS))
-    Console(file=out, width=200).print(table)
-    lines = out.getvalue().splitlines()
-    assert "pid 41, up 1 min 15 s, /srv/workers.ini, in /run/modelsupervisor" in lines[0]
-    first = next(line for line in lines if "digits/0" in line)
-    for cell in ("READY", "42", "0-2,8", "363 MiB", "8.0 MiB", "1234"):
-        assert f" {cell} " in first
-    assert "killed by SIGKILL while idle, after 1 h 2 min" in first
-    second = next(line for line in lines if "digits/1" in line)
-    assert "EMPTY (wanted down)" in second
-    assert second.count(render.NOTHING) == 6
+    lines = drawn(STATUS, 200)
+    assert lines[0] == (
+        "modelsupervisor 0.1.0, pid 41, up 1 min 15 s, /srv/workers.ini, in /run/modelsupervisor"
+    )
+    assert [" ".join(line.split()) for line in lines[2:]] == [
+        "worker phase pid gen cpus thr rss pss requests restarts last exit",
+        "digits/0 READY 42 3 0-2,8 4 363 MiB 8.0 MiB 1234 2 "
+        "killed by SIGKILL while idle, after 1 h 2 min",
+        "digits/1 EMPTY down – 0 – – – – 0 0 –",
+    ]
+
+
+def test_table_fits_80_columns_uncut() -> None:
+    """Large numbers, the longest phase and a long name: nothing is cut; exits follow the table."""
+    row = STATUS["models"][0]["workers"][0]
+    row = {**row, "phase": "BACKING_OFF", "pid": 4194304, "generation": 123, "requests": 12345678}
+    status = {"supervisor": {}, "models": [{"name": "a-rather-long-name", "workers": [row]}]}
+    lines = drawn(status, 80)
+    assert all(len(line) <= 80 for line in lines)
+    shown = "\n".join(lines)
+    assert "…" not in shown
+    for cell in ("BACKING_OFF", "4194304", "123", "12345678", "363 MiB", "8.0 MiB"):
+        assert f" {cell}" in shown
+    assert lines[-1] == (
+        "last exit of a-rather-long-name/0: killed by SIGKILL while idle, after 1 h 2 min"
+    )
 
 
 def test_status_of_another_version_is_shown_or_refused() -> None:
     """Unknown keys are passed over, missing ones are dashes; what is no status at all is an
     error."""
     odd = {"supervisor": {"new": 1}, "models": [{"name": "[red]x", "workers": [{"index": 0}]}]}
-    out = io.StringIO()
-    Console(file=out, width=200).print(render.status_table(render.read_status(odd)))
-    assert "[red]x/0" in out.getvalue()
+    assert any("[red]x/0" in line for line in drawn(odd, 200))
     with pytest.raises(ControlError, match="not understood"):
         render.read_status({"models": 3})
 

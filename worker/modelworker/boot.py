@@ -1,7 +1,7 @@
 """From the fork to READY: what a worker does to itself, in order, before it serves.
 
-The order is the safety. The death signal is set only once the supervisor is the parent, and the parent is looked at again after it.
-Standard output goes to the slot's FIFOs before anything can print. Foreign descriptors are closed before any code of the model
+The order is the safety. The death signal is set once the supervisor is the parent, the parent is looked at again after it, and no
+code of the model runs before that. Standard output goes to the slot's FIFOs before anything can print. Foreign descriptors are closed before any code of the model
 runs, so that a sibling's socket held open by mistake cannot keep its clients waiting. CPUs and thread counts come before the first
 use of a pool. READY is a message, and it is sent last.
 """
@@ -109,10 +109,12 @@ def become_worker(birth: Birth, inheritance: Inheritance, intermediate: int) -> 
 
 
 def _settle(birth: Birth, inheritance: Inheritance, intermediate: int) -> Record:
-    """Everything between the fork and the model's own code."""
-    process.await_reparenting(intermediate, inheritance.supervisor)
+    """Everything between the fork and the model's own code.
+
+    What needs no parent comes first: the intermediate reparents us only after its own memory is torn down, which with a large
+    model takes as long as a fork [measured], and this work fills that time.
+    """
     process.default_signals()
-    process.die_with_parent(inheritance.libc, inheritance.supervisor)
     os.setsid()
     os.dup2(birth.stdout, 1)
     os.dup2(birth.stderr, 2)
@@ -126,6 +128,8 @@ def _settle(birth: Birth, inheritance: Inheritance, intermediate: int) -> Record
     os.close(birth.scoreboard)
     record = Record(region)
     record.reset(birth.generation)
+    process.await_reparenting(intermediate, inheritance.supervisor)
+    process.die_with_parent(inheritance.libc, inheritance.supervisor)
     return record
 
 

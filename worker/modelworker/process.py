@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import time
@@ -73,6 +74,12 @@ def default_signals() -> None:
         except (OSError, ValueError):
             continue  # reserved by the C library
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def limit_core_files() -> None:
+    """No core files: a worker with a large model that dies in a loop would fill the disk with them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def line_buffer(libc: ctypes.CDLL) -> None:

@@ -168,6 +168,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     os.set_inheritable(options.channel, False)
     libc = ctypes.CDLL(None, use_errno=True)
     process.default_signals()
+    process.limit_core_files()
     try:
         process.die_with_parent(libc, options.supervisor)
         process.line_buffer(libc)

@@ -9,7 +9,7 @@ what a peer can make us hold is bounded by `Limits`, whatever lengths it names.
 
 from __future__ import annotations
 
-from typing import Generator, List, NoReturn, Optional, Sized, Tuple, Union
+from typing import Callable, Generator, List, NoReturn, Optional, Sized, Tuple, Union
 
 from modelworker.frames import (
     DEFAULT_LIMITS,
@@ -238,16 +238,13 @@ def _commands(inbox: _Inbox, limits: Limits) -> Generator[Optional[Command], Non
 class CommandReader:
     """The worker's side of a connection: bytes in, commands out, in order."""
 
-    __slots__ = ("_commands", "_failure", "_inbox")
+    __slots__ = ("_commands", "_failure", "_inbox", "feed")
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._inbox = _Inbox()
         self._commands = _commands(self._inbox, limits)
         self._failure: Optional[WireError] = None
-
-    def feed(self, chunk: bytes) -> None:
-        """Take in what a peer sent; parse nothing yet."""
-        self._inbox.feed(chunk)
+        self.feed: Callable[[bytes], None] = self._inbox.feed  # takes in; parses nothing yet
 
     def next_command(self) -> Optional[Command]:
         """Return the next complete command, None where bytes are missing.

@@ -107,19 +107,30 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _flush() -> int:
-    # Now, not at the interpreter's exit: there a full disk or a reader that left could only be an
-    # unreadable complaint. A reader that left while a command wrote is dealt with alike by click.
+    # Now, not at the interpreter's exit, where what is still buffered would be tried again, and end
+    # in a complaint that nobody understands. What failed has been said, or is a reader that left.
     try:
         sys.stdout.flush()
-    except OSError as error:
-        if error.errno != errno.EPIPE:
-            complain(f"cannot write the output: {error.strerror}")
-        # What is still buffered would be tried again at exit.
+    except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
         return EXIT_FAILED
     return EXIT_OK
+
+
+class OutputError(ModelSupervisorError):
+    """What a command had to say could not be written (a full disk under `> file`)."""
+
+
+def say(message: str, *, newline: bool = True) -> None:
+    """Output of a command, on stdout; OutputError where it cannot be written."""
+    try:
+        click.echo(message, nl=newline)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        raise OutputError(f"cannot write the output: {error.strerror}") from None
 
 
 def complain(message: str) -> None:

@@ -6,6 +6,7 @@ import shlex
 
 import click
 
+from modelsupervisor.cli import say
 from modelsupervisor.errors import EXIT_OK, ConfigurationError
 from modelsupervisor.paths import resolve_run_dir
 
@@ -22,8 +23,8 @@ def check(config: str) -> int:
     problems = socket_path_problems(run_dir, settings)
     if problems:
         raise ConfigurationError(problems)
-    click.echo(render_settings(settings), nl=False)
-    click.echo(f"\n# run directory: {click.format_filename(run_dir)}\n# OK")
+    say(render_settings(settings), newline=False)
+    say(f"\n# run directory: {click.format_filename(run_dir)}\n# OK")
     return EXIT_OK
 
 
@@ -44,9 +45,9 @@ def init(name: str, directory: str | None) -> int:
 
     target = Path(name if directory is None else directory)
     for path in write_model(target, name):
-        click.echo(click.format_filename(path))
+        say(click.format_filename(path))
     config, sample = (shlex.quote(str(target / file)) for file in ("workers.ini", "sample.json"))
-    click.echo(
+    say(
         f"\nNext:\n  modelsupervisor start -c {config}\n"
         f"and in another terminal:\n  modelsupervisor predict -c {config} {name} {sample}"
     )

@@ -7,6 +7,7 @@ import time
 
 import click
 
+from modelsupervisor.cli import say
 from modelsupervisor.cli.instance import connect, find_instance, instance_options
 from modelsupervisor.control import ANSWER_TIMEOUT, CLOSED, TIMEOUT
 from modelsupervisor.errors import EXIT_OK, ControlError
@@ -62,7 +63,7 @@ def stop(config: str | None, run_dir: str | None, timeout: float | None) -> int:
                     f"the supervisor in {instance.run_dir} is stopping, "
                     f"but still there after {timeout:g} s",
                 )
-    click.echo(f"stopped {instance.run_dir}")
+    say(f"stopped {instance.run_dir}")
     return EXIT_OK
 
 
@@ -86,7 +87,7 @@ def restart(target: str, config: str | None, run_dir: str | None, timeout: float
     with connect(find_instance(config, run_dir)) as control:
         result = control.call("restart", {"model": match["model"], "index": index}, timeout)
     for worker in result["workers"]:
-        click.echo(
+        say(
             f"{result['model']}/{worker['index']}\t"
             f"generation {worker['generation']}\tpid {worker['pid']}"
         )

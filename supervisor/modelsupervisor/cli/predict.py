@@ -15,7 +15,7 @@ from typing import Any
 import click
 import msgspec
 
-from modelsupervisor.cli import complain
+from modelsupervisor.cli import complain, say
 from modelsupervisor.cli.instance import connect, find_instance, instance_options
 from modelsupervisor.cli.render import one_line
 from modelsupervisor.client import Client
@@ -72,9 +72,9 @@ def predict(
         for file in files:
             outcome = _predict_file(client, file, content_type)
             if as_json:
-                click.echo(msgspec.json.encode(_as_object(outcome)).decode())
+                say(msgspec.json.encode(_as_object(outcome)).decode())
             elif outcome.prediction is not None and not outcome.error:
-                click.echo(f"{outcome.file}\t{answer_line(outcome.prediction)}")
+                say(f"{outcome.file}\t{answer_line(outcome.prediction)}")
             if outcome.error:
                 failed = True
                 complain(f"{outcome.file}: {outcome.error}")

@@ -16,9 +16,11 @@ from modelsupervisor.control import FAILED
 from modelsupervisor.errors import ControlError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 NOTHING = "–"
+_WIDE = 120  # columns; from here on the last exits are a column of their own
 _STYLES = {
     "READY": "green",
     "STARTING": "cyan",
@@ -91,23 +93,47 @@ def read_status(result: object) -> Status:
         ) from None
 
 
-def status_table(status: Status) -> Table:
-    """One row a worker; models and workers in the order in which the supervisor names them."""
+def status_view(status: Status, width: int) -> RenderableType:
+    """The whole status for a terminal of `width` columns.
+
+    One row a worker, in the supervisor's order. Where the table has no room for how the previous
+    processes ended, that follows below it: a terminal of 80 columns shows all numbers uncut.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    workers = [
+        (f"{model.name}/{each.index}", each) for model in status.models for each in model.workers
+    ]
+    headline = Text(headline_words(status.supervisor), style="bold")
+    if width >= _WIDE:
+        return Group(headline, "", _table(workers, with_exits=True))
+    exits = [
+        Text(f"last exit of {name}: {exit_words(worker.last_exit)}")
+        for name, worker in workers
+        if worker.last_exit is not None
+    ]
+    return Group(headline, "", _table(workers, with_exits=False), *([""] if exits else []), *exits)
+
+
+def _table(workers: list[tuple[str, WorkerStatus]], *, with_exits: bool) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(headline(status.supervisor)), title_justify="left", title_style="bold")
-    table.add_column("worker", no_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if with_exits else 1, 0, 0))
+    table.add_column("worker", overflow="fold")  # the one that gives way to the others
     table.add_column("phase", no_wrap=True)
-    for column in ("pid", "gen", "cpus", "threads", "rss", "pss", "requests", "restarts"):
+    for column in ("pid", "gen", "cpus", "thr", "rss", "pss", "requests", "restarts"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("last exit")
-    for model in status.models:
-        for worker in model.workers:
-            # Text, not str: rich would take brackets in a message for its own markup.
-            phase = Text(phase_words(worker), style=_STYLES.get(worker.phase, ""))
-            cells = [Text(cell) for cell in _cells(worker)]
-            table.add_row(Text(f"{model.name}/{worker.index}"), phase, *cells)
+    if with_exits:
+        table.add_column("last exit")
+    for name, worker in workers:
+        cells = _cells(worker)
+        if with_exits:
+            cells.append(exit_words(worker.last_exit))
+        # Text, not str: rich would take brackets in a message for its own markup.
+        phase = Text(phase_words(worker), style=_STYLES.get(worker.phase, ""))
+        table.add_row(Text(name), phase, *(Text(cell) for cell in cells))
     return table
 
 
@@ -121,11 +147,10 @@ def _cells(worker: WorkerStatus) -> list[str]:
         size_words(worker.pss_bytes),
         _shown(worker.requests),
         _shown(worker.restarts),
-        exit_words(worker.last_exit),
     ]
 
 
-def headline(supervisor: SupervisorStatus) -> str:
+def headline_words(supervisor: SupervisorStatus) -> str:
     """The supervisor in one line."""
     return (
         f"modelsupervisor {supervisor.version}, pid {_shown(supervisor.pid)}, "
@@ -134,8 +159,8 @@ def headline(supervisor: SupervisorStatus) -> str:
 
 
 def phase_words(worker: WorkerStatus) -> str:
-    """The phase, and that a slot without a process is meant to be so."""
-    return f"{worker.phase} (wanted {worker.wanted})" if worker.wanted != "up" else worker.phase
+    """The phase, and that a slot without a process is meant to be so: "EMPTY down"."""
+    return f"{worker.phase} {worker.wanted}" if worker.wanted != "up" else worker.phase
 
 
 def exit_words(last: LastExit | None) -> str:

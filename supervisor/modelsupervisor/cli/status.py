@@ -7,6 +7,7 @@ import sys
 import click
 import msgspec
 
+from modelsupervisor.cli import say
 from modelsupervisor.cli.instance import find_instance, instance_options, require_same_file
 from modelsupervisor.control import ControlConnection
 from modelsupervisor.errors import EXIT_OK
@@ -26,11 +27,12 @@ def status(config: str | None, run_dir: str | None, as_json: bool) -> int:
     terminal = sys.stdout.isatty()
     if as_json or not terminal:
         encoded = msgspec.json.encode(result)
-        click.echo((msgspec.json.format(encoded, indent=2) if terminal else encoded).decode())
+        say((msgspec.json.format(encoded, indent=2) if terminal else encoded).decode())
         return EXIT_OK
     from rich.console import Console
 
-    from modelsupervisor.cli.render import read_status, status_table
+    from modelsupervisor.cli.render import read_status, status_view
 
-    Console(highlight=False).print(status_table(read_status(result)))
+    console = Console(highlight=False)
+    console.print(status_view(read_status(result), console.width))
     return EXIT_OK

@@ -26,7 +26,7 @@ from modelsupervisor.runtime.reactor import Rank, Reactor
 
 MAX_OPERATORS = 64
 ANSWERS_KEPT = 4 * 1024 * 1024  # bytes of answers that a client may leave unread
-LINES_A_TURN = 16
+READ_A_TURN = 4096  # bytes of one connection: some hundred commands at most, all served in the turn
 
 Command = Callable[["Operator", ControlRequest], None]
 
@@ -104,7 +104,7 @@ class Operators:
 
     def _read(self, operator: Operator) -> None:
         try:
-            chunk = operator.connection.recv(65536)
+            chunk = operator.connection.recv(READ_A_TURN)
         except BlockingIOError:
             return
         except OSError:
@@ -115,9 +115,8 @@ class Operators:
         if operator.closing:
             return
         operator.lines.feed(chunk)
-        for _ in range(LINES_A_TURN * 64):
-            if operator.fileno() < 0 or not self._serve_line(operator):
-                return
+        while operator.fileno() >= 0 and self._serve_line(operator):
+            pass
 
     def _serve_line(self, operator: Operator) -> bool:
         """Serve one whole line; False when there is none."""

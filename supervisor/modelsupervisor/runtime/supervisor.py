@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections import deque
+import traceback
+from collections import Counter, deque
 from typing import Any
 
 from modelsupervisor.control import (
@@ -49,7 +50,7 @@ from modelsupervisor.errors import ControlError
 from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.edge import Edge
 from modelsupervisor.runtime.operators import Operator, Operators
-from modelsupervisor.runtime.reactor import Rank
+from modelsupervisor.runtime.reactor import Rank, Watch
 from modelsupervisor.runtime.report import Reporter
 from modelsupervisor.runtime.signals import STOP_SIGNALS, Signals
 from modelsupervisor.runtime.sink import StdoutSink
@@ -58,6 +59,7 @@ from modelsupervisor.runtime.workers import Workers
 
 ORPHAN_ROUNDS = 8  # generations of a fork bomb that the end still follows
 ORPHAN_PATIENCE = 1.0  # seconds for one killed process to be gone
+FAULTS_BORNE = 10  # of one descriptor
 PROGRESS_STEP = 0.2  # seconds between two looks of the progress line on a terminal
 
 
@@ -80,6 +82,7 @@ class Supervisor:
         self._sink_watched = False
         self._orphans: set[int] = set()
         self._orphans_due = False
+        self._faults: Counter[Watch] = Counter()
 
     def post(self, event: Event) -> None:
         """Queue an event for the core."""
@@ -107,12 +110,29 @@ class Supervisor:
             self._write_log()
             for watch, events in reactor.wait(self._timeout()):
                 if reactor.still(watch):
-                    watch.callback(events)
-                    self._settle()
+                    self._serve(watch, events)
             self._tick()
         self._edge.journal.progress("")
         reactor.remove(self._signals.fileno())
         return self._exit
+
+    def _serve(self, watch: Watch, events: int) -> None:
+        """Serve one descriptor. A fault in there is ours, and is no reason to take every worker down: it is told and borne.
+
+        A descriptor that faults again and again is no longer served; where lives hang on it, the supervisor ends in order.
+        """
+        try:
+            watch.callback(events)
+        except Exception:
+            self._faults[watch] += 1
+            self._edge.journal.emit(
+                "error", "supervisor.fault", pid=self._edge.pid, traceback=traceback.format_exc()
+            )
+            if self._faults[watch] >= FAULTS_BORNE:
+                if watch.rank is Rank.LIFE:
+                    raise
+                self._edge.reactor.remove(watch.fd)
+        self._settle()
 
     def _timeout(self) -> float | None:
         deadline = next_deadline(self._state)

@@ -8,6 +8,7 @@ user may have no more of those in flight than RLIMIT_NOFILE.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -133,7 +134,8 @@ class Templates:
         template.pidfd = os.pidfd_open(template.pid)
         self._all[template.key] = template
         self._watch(template)
-        template.channel.send({"kind": "load", "spec": self._spec(model)})
+        with contextlib.suppress(OSError):  # it died already: its exit follows and says more
+            template.channel.send({"kind": "load", "spec": self._spec(model)})
 
     def _spec(self, model: str) -> dict[str, Any]:
         plan = self._edge.plans[model]

@@ -1,0 +1,328 @@
+"""What a kernel knows of the supervisor's children, and the rules of DESIGN §3 as seen from there.
+
+`Kernel` keeps, beside the core's state, which births were asked for, which processes are alive, and which signals they got and
+when. It carries the core's actions out, and each of them has to be *justified*: the rules are written here a second time, from
+the point of view of the processes, so that a mistake in the core would have to be made twice to pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+
+from modelsupervisor.core import actions as act
+from modelsupervisor.core import events as ev
+from modelsupervisor.core import initial_state, next_deadline, reduce
+from modelsupervisor.core.slots import FORK_TIMEOUT, TERM_GRACE
+from modelsupervisor.core.states import (
+    Phase,
+    Policy,
+    Run,
+    SlotKey,
+    State,
+    TemplateKey,
+    TemplatePhase,
+)
+
+CLOSE = 1e-6  # seconds; sums of floating point times
+
+
+class Temper(IntEnum):
+    """What it takes to end a process."""
+
+    OBEDIENT = 0  # the stop message
+    DEAF = 1  # SIGTERM
+    STUBBORN = 2  # SIGKILL
+    STUCK = 3  # nothing
+
+
+class Stage(Enum):
+    """How far a process has come. ASKED is a fork or exec that did not happen yet."""
+
+    ASKED = "asked"
+    BORN = "born"
+    READY = "ready"
+    GONE = "gone"
+
+
+@dataclass
+class Process:
+    """A worker, from the moment its birth was asked for."""
+
+    key: SlotKey
+    generation: int
+    template: TemplateKey
+    asked_at: float
+    temper: Temper
+    stage: Stage = Stage.ASKED
+    ready_at: float | None = None
+    told_at: float | None = None
+    termed_at: float | None = None
+    killed_at: float | None = None
+    abandoned: bool = False
+    reports: int = 0
+
+    @property
+    def there(self) -> bool:
+        """It is alive, or may still come to life as the process of its slot."""
+        return self.stage is not Stage.GONE and not self.abandoned
+
+    @property
+    def going(self) -> bool:
+        """It was made to go in a way that its temper minds."""
+        patience = (self.told_at, self.termed_at, self.killed_at, None)
+        return any(time is not None for time in patience[self.temper : 3])
+
+
+@dataclass
+class Mould:
+    """A template process."""
+
+    key: TemplateKey
+    started_at: float
+    temper: Temper
+    stage: Stage = Stage.BORN
+    hung: bool = False
+    termed_at: float | None = None
+    killed_at: float | None = None
+    reports: int = 0
+
+    @property
+    def going(self) -> bool:
+        """It was made to go in a way that its temper minds."""
+        patience = (self.termed_at, self.termed_at, self.killed_at, None)
+        return any(time is not None for time in patience[self.temper : 3])
+
+
+@dataclass
+class Counts:
+    """The second book on a slot: what DESIGN §3 counts, until an operator's restart wipes it."""
+
+    failures: int = 0
+    charged: int = 0
+    births: list[float] = field(default_factory=list)
+    wiped: bool = False
+
+
+class Kernel:
+    """The children of one supervisor, and the state that its core is in."""
+
+    def __init__(
+        self,
+        policies: dict[str, Policy],
+        *,
+        exit_on_start_failure: bool = True,
+        stop_timeout: float = 30.0,
+        luck: int = 1,
+    ) -> None:
+        self.state: State = initial_state(
+            policies,
+            exit_on_start_failure=exit_on_start_failure,
+            stop_timeout=stop_timeout,
+            luck=luck,
+        )
+        self.now = 1000.0
+        self.temper = Temper.OBEDIENT
+        self.processes: dict[tuple[SlotKey, int], Process] = {}
+        self.moulds: dict[TemplateKey, Mould] = {}
+        self.counts = {key: Counts() for key in self.state.slots}
+        self.pending: dict[int, tuple[str, int | None]] = {}
+        self.commands = 0
+        self.stopping_at: float | None = None
+        self.kill_all = False
+        self.exits: list[int] = []
+        self.expected: tuple[bool, int] | None = None  # (asked, failures) of the next worker report
+
+    def perform(self, before: State, action: act.Action) -> None:
+        match action:
+            case act.ForkWorker():
+                self._fork(action)
+            case act.StartTemplate():
+                self._start(action)
+            case act.TellWorker():
+                process = self.processes[action.key, action.generation]
+                assert process.stage is Stage.READY and process.told_at is None
+                assert self._wanted_gone(action.key), "a serving worker was told to go for nothing"
+                process.told_at = self.now
+            case act.SignalWorker():
+                self._signal_worker(before, action)
+            case act.SignalTemplate():
+                self._signal_template(action)
+            case act.AbandonBirth():
+                process = self.processes[action.key, action.generation]
+                assert process.stage is Stage.ASKED and not process.abandoned
+                process.abandoned = True
+                self.expected = (self.asked(before, process), self.counts[action.key].failures)
+            case act.ReportWorkerExit():
+                self._report_worker(action)
+            case act.ReportTemplateExit():
+                mould = self.moulds[action.key]
+                assert mould.stage is Stage.GONE and mould.reports == 0
+                mould.reports += 1
+            case act.Answer():
+                assert action.command in self.pending, "an answer nobody waits for"
+                del self.pending[action.command]
+            case act.Exit():
+                self.exits.append(action.code)
+
+    def _fork(self, action: act.ForkWorker) -> None:
+        assert self.stopping_at is None, "a birth after the stop"
+        rivals = [p for (key, _), p in self.processes.items() if key == action.key and p.there]
+        assert not rivals, f"two live generations in {action.key}"
+        newest = max((g for key, g in self.processes if key == action.key), default=0)
+        assert action.generation == newest + 1
+        mould = self.moulds[action.template]
+        assert mould.termed_at is None and mould.killed_at is None, (
+            "a birth from a retired template"
+        )
+        book = self.counts[action.key]
+        if len(book.births) >= 20:
+            assert book.births[-20] + 1.0 <= self.now + CLOSE, "more than 20 births in a second"
+        if book.charged >= 5 and not book.wiped:
+            assert book.births[-1] + 1.0 <= self.now + CLOSE, "births do not slow down"
+        book.births.append(self.now)
+        self.processes[action.key, action.generation] = Process(
+            action.key, action.generation, action.template, self.now, self.temper
+        )
+
+    def _start(self, action: act.StartTemplate) -> None:
+        assert self.stopping_at is None, "a template after the stop"
+        assert action.key not in self.moulds
+        alive = [
+            mould
+            for mould in self.moulds.values()
+            if mould.key.model == action.key.model
+            and mould.stage is not Stage.GONE
+            and mould.termed_at is None
+            and mould.killed_at is None
+        ]
+        assert len(alive) <= 1, "more templates than a present one and its replacement"
+        self.moulds[action.key] = Mould(action.key, self.now, self.temper)
+
+    def _signal_worker(self, before: State, action: act.SignalWorker) -> None:
+        process = self.processes[action.key, action.generation]
+        assert process.stage in (Stage.BORN, Stage.READY), "a signal to nobody"
+        policy = self.state.models[action.key.model].policy
+        if action.ending is act.Ending.TERM:
+            assert process.termed_at is None and process.killed_at is None
+            overdue = process.told_at is not None and (
+                self.now >= process.told_at + policy.stop_timeout - CLOSE
+            )
+            early = process.ready_at is None and (
+                self._wanted_gone(action.key) or before.slots[action.key].phase is Phase.STOPPING
+            )
+            assert overdue or early, "SIGTERM before its time"
+            process.termed_at = self.now
+        else:
+            assert process.killed_at is None, "SIGKILL twice"
+            overdue = process.termed_at is not None and (
+                self.now >= process.termed_at + TERM_GRACE - CLOSE
+            )
+            too_slow = process.ready_at is None and (
+                self.now >= process.asked_at + policy.startup_timeout - CLOSE
+            )
+            assert overdue or too_slow or self.kill_all, "SIGKILL before its time"
+            process.killed_at = self.now
+
+    def _signal_template(self, action: act.SignalTemplate) -> None:
+        mould = self.moulds[action.key]
+        model = self.state.models[action.key.model]
+        assert mould.stage is not Stage.GONE, "a signal to nobody"
+        if action.ending is act.Ending.TERM:
+            assert mould.termed_at is None and mould.killed_at is None
+            replaced = model.current != action.key.generation
+            assert replaced or self.stopping_at is not None, "SIGTERM to the present template"
+            mould.termed_at = self.now
+            return
+        assert mould.killed_at is None, "SIGKILL twice"
+        timeout = model.policy.startup_timeout
+        overdue = mould.termed_at is not None and self.now >= mould.termed_at + TERM_GRACE - CLOSE
+        too_slow = mould.stage is Stage.BORN and self.now >= mould.started_at + timeout - CLOSE
+        patience = min(FORK_TIMEOUT, timeout)
+        no_birth = any(
+            process.template == action.key
+            and process.stage is Stage.ASKED
+            and self.now >= process.asked_at + patience - CLOSE
+            for process in self.processes.values()
+        )
+        assert overdue or too_slow or no_birth or self.kill_all, "SIGKILL before its time"
+        mould.killed_at = self.now
+
+    def _report_worker(self, action: act.ReportWorkerExit) -> None:
+        process = self.processes[action.key, action.generation]
+        assert not process.there and process.reports == 0
+        process.reports += 1
+        assert self.expected is not None, "a report without a death"
+        asked, failures = self.expected
+        self.expected = None
+        assert action.asked == asked
+        if self.counts[action.key].wiped:
+            return
+        assert action.failures == failures
+        policy = self.state.models[action.key.model].policy
+        if action.next is act.Next.FAILED:
+            assert failures >= policy.max_failures
+            assert action.delay == policy.retry_failed_after
+        elif action.next is act.Next.BACK_OFF:
+            assert action.delay is not None and 0.0 < action.delay <= 30.0
+
+    def _wanted_gone(self, key: SlotKey) -> bool:
+        """Somebody wants the present process of this slot away: a stop, or a restart of the slot or of its model."""
+        covered = {(key.model, None), (key.model, key.index)}
+        return self.stopping_at is not None or not covered.isdisjoint(self.pending.values())
+
+    def asked(self, before: State, process: Process) -> bool:
+        """It had been told or signalled to go, or was to be as soon as it is born."""
+        slot = before.slots[process.key]
+        unborn = slot.phase is Phase.STOPPING and process.stage is Stage.ASKED
+        return (
+            unborn
+            or process.told_at is not None
+            or process.termed_at is not None
+            or (process.killed_at is not None and slot.blame is None)
+        )
+
+    def check(self) -> None:
+        """What holds between any two events."""
+        state = self.state
+        for key, slot in state.slots.items():
+            there = [p for (other, _), p in self.processes.items() if other == key and p.there]
+            if slot.live:
+                assert [p.generation for p in there] == [slot.generation]
+                continue
+            assert not there or state.run is Run.DONE, "a process that the core forgot"
+            if state.run in (Run.STOPPING, Run.DONE):
+                assert slot.phase is Phase.EMPTY
+                continue
+            model = state.models[key.model]
+            loading = any(
+                k.model == key.model and m.stage is not Stage.GONE for k, m in self.moulds.items()
+            )
+            waits = model.generation == 0 or loading or model.retry_at is not None
+            assert slot.deadline is not None or waits, f"{key} waits for ever"
+            assert slot.phase is not Phase.FAILED or slot.deadline or model.retry_at or loading
+            assert not (slot.deadline is None and self._forkable(key.model)), f"{key} is forgotten"
+        due = next_deadline(state)
+        if state.run is not Run.DONE and (due is None or due > self.now):
+            assert reduce(state, ev.Tick(self.now)) == (state, ()), (
+                "an early tick changed something"
+            )
+
+    def _forkable(self, model: str) -> bool:
+        return any(
+            k.model == model and t.phase is TemplatePhase.READY
+            for k, t in self.state.templates.items()
+        )
+
+    def check_books(self) -> None:
+        """After the end: one report for each process that is gone, an answer to every command, one exit."""
+        assert self.pending == {}
+        assert len(self.exits) == 1
+        left: list[object] = [m.key for m in self.moulds.values() if m.stage is not Stage.GONE]
+        left += [p.key for p in self.processes.values() if p.there]
+        assert not left or self.exits == [1], "something is left and nobody says so"
+        for process in self.processes.values():
+            assert process.reports == (0 if process.there else 1)
+        for mould in self.moulds.values():
+            assert mould.reports == (1 if mould.stage is Stage.GONE else 0)
+        assert reduce(self.state, ev.Tick(self.now + 1e6)) == (self.state, ())
