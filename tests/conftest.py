@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.instance import Instance, instances
+from support.mendable import Mendable
 
 
 @pytest.fixture
@@ -24,3 +25,24 @@ def short_tmp() -> Iterator[Path]:
 def instance(short_tmp: Path) -> Iterator[Callable[..., Instance]]:
     """Makes supervisors under test; `instance("worker.exited")` names the error events that the test expects."""
     yield from instances(short_tmp)
+
+
+@pytest.fixture
+def running(instance: Callable[..., Instance]) -> Callable[..., Instance]:
+    """Starts a supervisor of the test model `faults` under the name echo, and waits until it is ready.
+
+    Positional arguments are the error events that the test expects, the keywords are keys of the model's section.
+    """
+
+    def make(*expected: str, supervisor: str = "", **keys: object) -> Instance:
+        made = instance(*expected)
+        made.write(made.model(**keys), supervisor)
+        return made.start()
+
+    return make
+
+
+@pytest.fixture
+def mendable(short_tmp: Path) -> Mendable:
+    """A fault that can be mended while the supervisor runs."""
+    return Mendable(short_tmp)

@@ -149,7 +149,7 @@ def encode_reply(reply: ControlReply) -> bytes:
     try:
         line = msgspec.json.encode(reply)
     except UnicodeEncodeError:
-        line = msgspec.json.encode(_printable(msgspec.to_builtins(reply)))
+        line = msgspec.json.encode(printable(msgspec.to_builtins(reply)))
     if len(line) < MAX_LINE:
         return line + b"\n"
     return encode_reply(
@@ -157,14 +157,15 @@ def encode_reply(reply: ControlReply) -> bytes:
     )
 
 
-def _printable(value: Any) -> Any:
+def printable(value: Any) -> Any:
+    """A JSON value as an answer carries it: what in a text is not UTF-8 is escaped."""
     match value:
         case str():
             return value.encode("utf-8", "backslashreplace").decode("utf-8")
         case dict():
-            return {_printable(key): _printable(each) for key, each in value.items()}
+            return {printable(key): printable(each) for key, each in value.items()}
         case list() | tuple():
-            return [_printable(each) for each in value]
+            return [printable(each) for each in value]
         case _:
             return value
 

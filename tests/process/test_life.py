@@ -2,49 +2,303 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from modelsupervisor.client import Client
-from support.instance import Instance
+from modelsupervisor.errors import ClientError, PredictionFailedError, WorkerCrashedError
+from support.faults import (
+    Caller,
+    ask,
+    crash,
+    echo,
+    inode,
+    kill_worker,
+    ready,
+    request,
+    template_pid,
+    turned_away,
+)
+from support.instance import LIMIT, Instance, alive, children_of, state_of, wait_for
 
-Make = Callable[..., Instance]
+Running = Callable[..., Instance]
 
 
-def test_a_supervisor_starts_serves_and_stops(make_echo: Callable[..., Instance]) -> None:
+def only_exit(instance: Instance) -> dict[str, Any]:
+    """The one `worker.exited` that there is; a second one fails the test."""
+    exits = instance.events("worker.exited")
+    assert len(exits) == 1, exits
+    return exits[0]
+
+
+def test_a_supervisor_starts_serves_and_stops(running: Running) -> None:
     """Ready means served; TERM means exit 0 and nothing left."""
-    echo = make_echo()
-    with Client.from_run_dir(str(echo.run_dir), "echo") as client:
+    instance = running()
+    with Client.from_run_dir(str(instance.run_dir), "echo") as client:
         assert client.predict(b"hello").body == b"hello"
-    assert echo.stop() == 0
-
-
-@pytest.fixture
-def make_echo(instance: Make) -> Callable[..., Instance]:
-    """A running supervisor of the test model under the name echo."""
-
-    def make(*expected: str, **keys: object) -> Instance:
-        made = instance(*expected)
-        made.write(made.model(**keys))
-        return made.start()
-
-    return make
+    assert instance.stop() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_from_outside(make_echo: Callable[..., Instance], number: signal.Signals) -> None:
-    """One worker.exited with the signal, and a successor on the same socket inode."""
-    echo = make_echo("worker.exited")
-    inode = os.stat(echo.socket()).st_ino
-    pid = echo.worker()["pid"]
-    os.kill(pid, number)
-    exited = echo.wait_event("worker.exited")
-    assert (exited["cause"], exited["signal"], exited["pid"]) == ("signal", number.name, pid)
-    echo.wait_event("worker.ready", generation=2)
-    with Client.from_run_dir(str(echo.run_dir), "echo") as client:
-        assert client.predict(b"again").body == b"again"
-    assert os.stat(echo.socket()).st_ino == inode
-    assert len(echo.events("worker.exited")) == 1
+def test_killed_from_outside_while_idle(running: Running, number: signal.Signals) -> None:
+    """One worker.exited with the signal, counted as a failure, and a successor on the same socket inode."""
+    instance = running("worker.exited")
+    before = inode(instance.socket())
+    pid = kill_worker(instance, number)
+    ready(instance, 2)
+    exited = only_exit(instance)
+    assert (exited["cause"], exited["signal"], exited["code"]) == ("signal", number.name, None)
+    assert (exited["pid"], exited["generation"], exited["worker"]) == (pid, 1, 0)
+    assert (exited["requests"], exited["in_hand"], exited["failures"]) == (0, [], 1)
+    assert "while idle" in exited["reason"]
+    assert (exited["next"], exited["level"]) == ("restart", "error")
+    assert echo(instance, b"again") == b"again"
+    assert inode(instance.socket()) == before
+    worker = instance.worker()
+    assert (worker["phase"], worker["generation"], worker["restarts"]) == ("READY", 2, 1)
+    assert (worker["last_exit"]["signal"], worker["last_exit"]["generation"]) == (number.name, 1)
+
+
+DEATHS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("kill", {}, {"cause": "signal", "signal": "SIGKILL", "code": None}),
+    ("kill", {"signal": 15}, {"cause": "signal", "signal": "SIGTERM", "code": None}),
+    ("kill", {"signal": 6}, {"cause": "signal", "signal": "SIGABRT", "code": None}),
+    ("segfault", {}, {"cause": "signal", "signal": "SIGSEGV", "code": None}),
+    ("exit", {"code": 3}, {"cause": "exit", "signal": None, "code": 3}),
+    ("exit", {"code": 0}, {"cause": "exit", "signal": None, "code": 0}),
+    ("sys_exit", {"code": 4}, {"cause": "exit", "signal": None, "code": 4}),
+    ("sys_exit", {"code": "in words"}, {"cause": "exit", "signal": None, "code": 1}),
+]
+
+
+def test_every_death_by_a_request_is_one_event_charged_to_the_request(running: Running) -> None:
+    """Cause, code, signal, requests and the ids in hand are right for each; none of them counts as the slot's failure."""
+    instance = running("worker.exited", max_failures=1)
+    before = inode(instance.socket())
+    for number, (do, fault, expected) in enumerate(DEATHS, start=1):
+        assert echo(instance) == b"are you there"
+        crash(instance, do, request_id=f"poison-{number}", **fault)
+        ready(instance, number + 1)
+        exits = instance.events("worker.exited")
+        assert len(exits) == number, exits
+        exited = exits[-1]
+        assert {key: exited[key] for key in expected} == expected, exited
+        assert exited["in_hand"] == [f"poison-{number}"], exited
+        assert (exited["requests"], exited["failures"], exited["generation"]) == (1, 0, number)
+        assert "with 1 request in hand" in exited["reason"]
+        assert inode(instance.socket()) == before
+    story = "\n".join(instance.events("worker.exited", signal="SIGSEGV")[0]["last_lines"])
+    assert "Fatal Python error: Segmentation fault" in story
+    assert "service.py" in story
+    assert instance.events("worker.exited", code=1)[0]["last_lines"][-1] == "in words"
+
+
+def test_a_batch_in_hand_is_named_whole(running: Running) -> None:
+    """Every request of the batch that a worker died with is in `in_hand`, in order."""
+    instance = running("worker.exited")
+    with Client([str(instance.socket())], retries=0) as client, pytest.raises(WorkerCrashedError):
+        client.predict_batch([request("exit", "first"), request("facts", "second")])
+    assert instance.wait_event("worker.exited")["in_hand"] == ["first", "second"]
+    ready(instance, 2)
+
+
+def test_an_exception_in_the_handler_is_one_event_and_the_worker_lives(running: Running) -> None:
+    """The client is told, the log has the traceback and the request's id, and nothing was restarted."""
+    instance = running("request.failed")
+    pid = instance.worker()["pid"]
+    with pytest.raises(PredictionFailedError) as failed:
+        ask(instance, "raise", request_id="bad", text="no such digit")
+    assert failed.value.code == 503
+    event = instance.wait_event("request.failed")
+    assert (event["request_ids"], event["code"], event["pid"]) == (["bad"], 503, pid)
+    assert (event["worker"], event["model"], event["generation"]) == (0, "echo", 1)
+    assert "no such digit" in event["traceback"]
+    assert "service.py" in event["traceback"]
+    with pytest.raises(PredictionFailedError) as failed:
+        ask(instance, "memory")
+    assert failed.value.code == 507
+    assert echo(instance) == b"are you there"
+    instance.wait_event("request.failed", count=2)
+    worker = instance.worker()
+    assert (worker["pid"], worker["generation"], worker["requests"]) == (pid, 1, 3)
+    assert len(instance.events("request.failed")) == 2
+    assert not instance.events("worker.exited")
+
+
+TEXTS = [b"caller %d" % number for number in range(20)]
+
+
+def test_clients_of_a_stopped_worker_are_answered_by_its_successor(running: Running) -> None:
+    """Connections that the worker had not accepted when it was killed survive it, with what was sent on them."""
+    instance = running("worker.exited")
+    pid = kill_worker(instance, signal.SIGSTOP)
+    wait_for(lambda: state_of(pid) == "T", "the worker to be stopped")
+    with contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(Caller(instance.socket(), text)) for text in TEXTS]
+        os.kill(pid, signal.SIGKILL)
+        assert [caller.answer() for caller in callers] == TEXTS
+
+
+def test_clients_that_connect_while_there_is_no_worker_wait_and_are_answered(
+    running: Running,
+) -> None:
+    """The socket takes connections between two generations; here the birth is held up as long as the clients take."""
+    instance = running("worker.exited")
+    template = template_pid(instance)
+    os.kill(template, signal.SIGSTOP)
+    wait_for(lambda: state_of(template) == "T", "the template to be stopped")
+    kill_worker(instance, signal.SIGKILL)
+    instance.wait_event("worker.exited")
+    assert instance.worker()["pid"] is None
+    with contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(Caller(instance.socket(), text)) for text in TEXTS]
+        os.kill(template, signal.SIGCONT)
+        assert [caller.answer() for caller in callers] == TEXTS
+    assert instance.worker()["generation"] == 2
+
+
+def test_twenty_clients_during_repeated_kills_are_all_answered(running: Running) -> None:
+    """Whatever a kill takes from a client, asking again on the same socket brings the answer."""
+    instance = running("worker.exited", workers=2)
+    before = [inode(instance.socket(index=index)) for index in range(2)]
+    answers: list[bytes] = []
+    troubles: list[ClientError] = []
+
+    def call(number: int) -> None:
+        with Client.from_run_dir(str(instance.run_dir), "echo", retries=100) as client:
+            try:
+                answers.extend(
+                    client.predict(b"%d of %d" % (turn, number)).body for turn in range(40)
+                )
+            except ClientError as error:
+                troubles.append(error)
+
+    callers = [threading.Thread(target=call, args=(number,)) for number in range(20)]
+    for caller in callers:
+        caller.start()
+    kills = 0
+    while any(caller.is_alive() for caller in callers):
+        instance.wait_event("worker.ready", count=2 + kills)
+        # A slot without one answer between two idle deaths would be failing, rightly: kill the one that served.
+        index = kills % 2
+        wait_for(
+            lambda index=index: instance.worker(index=index)["requests"] > 0
+            or not any(caller.is_alive() for caller in callers),
+            "the worker to serve",
+        )
+        worker = instance.worker(index=index)
+        if worker["pid"]:
+            os.kill(worker["pid"], signal.SIGKILL)
+            kills += 1
+    for caller in callers:
+        caller.join(LIMIT)
+    assert not troubles
+    expected = [b"%d of %d" % (turn, number) for number in range(20) for turn in range(40)]
+    assert sorted(answers) == sorted(expected)
+    assert kills >= 3
+    instance.wait_event("worker.exited", count=kills)
+    assert [inode(instance.socket(index=index)) for index in range(2)] == before
+
+
+def test_a_crash_loop_while_idle_ends_in_failed_and_leaves_its_siblings_alone(
+    running: Running,
+) -> None:
+    """Back-off first, then FAILED and turned away; `restart MODEL/N` brings the slot back and forgets its failures."""
+    instance = running("worker.exited", "worker.failed", workers=2, max_failures=3)
+    sibling = instance.worker(index=1)["pid"]
+    for generation in (1, 2, 3):
+        ready(instance, generation)
+        kill_worker(instance, signal.SIGKILL)
+    failed = instance.wait_event("worker.failed")
+    assert (failed["worker"], failed["failures"], failed["level"]) == (0, 3, "error")
+    exits = instance.events("worker.exited")
+    assert [exited["next"] for exited in exits] == ["restart", "back_off", "failed"]
+    assert [exited["failures"] for exited in exits] == [1, 2, 3]
+    assert 0.4 <= exits[1]["retry_in_s"] <= 0.6
+    assert exits[2]["retry_in_s"] == 60.0
+    worker = instance.worker()
+    assert (worker["phase"], worker["pid"], worker["restarts"]) == ("FAILED", None, 3)
+    assert turned_away(instance.socket())
+    assert echo(instance, index=1) == b"are you there"
+    assert instance.worker(index=1)["pid"] == sibling
+    asked = instance.cli("restart", "echo/0", "-c", str(instance.config))
+    assert asked.returncode == 0, asked
+    assert echo(instance) == b"are you there"
+    worker = instance.worker()
+    assert (worker["phase"], worker["generation"]) == ("READY", 4)
+    assert instance.worker(index=1)["pid"] == sibling
+    kill_worker(instance, signal.SIGKILL)
+    assert instance.wait_event("worker.exited", count=4)["failures"] == 0  # it had answered
+    ready(instance, 5)
+
+
+def test_deaths_by_requests_slow_the_births_down_and_never_end_a_slot(running: Running) -> None:
+    """After five such deaths in a row without one answer the births of the slot are a second apart."""
+    instance = running("worker.exited", max_failures=1)
+    for generation in range(1, 6):
+        ready(instance, generation)
+        crash(instance, "exit")
+    fifth = instance.wait_event("worker.exited", count=5)
+    assert (fifth["next"], fifth["failures"]) == ("back_off", 0)
+    assert 0 < fifth["retry_in_s"] <= 1
+    assert echo(instance) == b"are you there"  # waits in the backlog
+    assert not instance.events("worker.failed")
+
+
+def test_thirty_two_workers_killed_at_once_are_thirty_two_exits_and_restarts(
+    running: Running,
+) -> None:
+    """Coalesced signals lose nobody; no zombie stays."""
+    instance = running("worker.exited", workers=32)
+    model = instance.status()["models"][0]
+    pids = [worker["pid"] for worker in model["workers"]]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    instance.wait_event("worker.ready", count=64)
+    exits = instance.events("worker.exited")
+    assert sorted(exited["pid"] for exited in exits) == sorted(pids)
+    assert {exited["signal"] for exited in exits} == {"SIGKILL"}
+    workers = instance.status()["models"][0]["workers"]
+    assert {(each["phase"], each["generation"], each["restarts"]) for each in workers} == {
+        ("READY", 2, 1)
+    }
+    assert not any(alive(pid) for pid in pids)
+    expected = {each["pid"] for each in workers} | {template_pid(instance)}
+    assert set(children_of(instance.pid)) == expected
+
+
+def _descriptors(pid: int) -> dict[str, str]:
+    found = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        found[name] = os.readlink(f"/proc/{pid}/fd/{name}").split(":")[0]
+    return found
+
+
+def test_two_hundred_kills_leave_every_descriptor_count_as_it_was(running: Running) -> None:
+    """Supervisor and template hold after 200 restarts exactly what they held before, and still answer on every socket."""
+    workers = 8
+    instance = running("worker.exited", workers=workers)
+    template = template_pid(instance)
+    before = [sorted(_descriptors(pid).values()) for pid in (instance.pid, template)]
+    for kill in range(200):
+        index = kill % workers
+        assert echo(instance, b"%d" % kill, index) == b"%d" % kill
+        generation = kill // workers + 1
+        os.kill(ready(instance, generation, index)["pid"], signal.SIGKILL)
+    for index in range(workers):
+        ready(instance, 200 // workers + 1, index)
+    assert len(instance.events("worker.exited")) == 200
+    assert len({event["pid"] for event in instance.events("worker.exited")}) == 200
+
+    def same() -> bool:
+        return [sorted(_descriptors(pid).values()) for pid in (instance.pid, template)] == before
+
+    wait_for(same, "the descriptors to be as before", 5)
+    assert len(children_of(instance.pid)) == workers + 1
+    assert children_of(template) == []

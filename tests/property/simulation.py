@@ -72,7 +72,10 @@ class Simulation(Kernel):
 
     def advance(self, seconds: float) -> None:
         """Time passes, and the edge wakes at every deadline."""
-        end = self.now + seconds
+        self.advance_to(self.now + seconds)
+
+    def advance_to(self, end: float) -> None:
+        """The same, until a given time."""
         while (due := next_deadline(self.state)) is not None and due <= end:
             self.now = max(self.now, due)
             self.feed(ev.Tick(self.now))
@@ -89,7 +92,7 @@ class Simulation(Kernel):
         """The next deadline comes, where there is one."""
         due = next_deadline(self.state)
         if due is not None:
-            self.advance(max(0.0, due - self.now))
+            self.advance_to(max(self.now, due))
 
     def mark(self) -> object:
         """What two worlds have in common that go on alike: the core's state and the kernel's, as a hashable value."""
@@ -209,7 +212,7 @@ class Simulation(Kernel):
 
     def serve_well(self) -> bool:
         """Everything that can succeed succeeds. True if anything did."""
-        for mould in self._moulds(Stage.BORN):
+        for mould in self.templates(Stage.BORN):
             if mould.termed_at is None and mould.killed_at is None and not mould.hung:
                 self.load(mould)
                 return True
@@ -264,7 +267,7 @@ class Simulation(Kernel):
         due = next_deadline(self.state)
         assert due is not None, "nothing more will happen"
         assert due <= end, "too late"
-        self.advance(max(0.0, due - self.now))
+        self.advance_to(max(self.now, due))
 
     # Who there is ----------------------------------------------------------------------------------------------------
 
@@ -283,9 +286,6 @@ class Simulation(Kernel):
         """The workers in these stages, oldest first."""
         return [process for process in self.processes.values() if process.stage in stages]
 
-    def _moulds(self, *stages: Stage) -> Iterable[Mould]:
-        return [mould for mould in self.moulds.values() if mould.stage in stages]
-
     def templates(self, *stages: Stage) -> list[Mould]:
         """The templates in these stages, oldest first."""
-        return list(self._moulds(*stages))
+        return [mould for mould in self.moulds.values() if mould.stage in stages]

@@ -14,10 +14,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from property.simulation import Simulation, Stage, Temper
-
 from modelsupervisor.core import events as ev
 from modelsupervisor.core.states import Policy, Run, SlotKey, TemplateKey
+from property.simulation import Simulation, Stage, Temper
 
 PICK = st.integers(0, 5)
 SHORT = st.sampled_from([0.0, 0.004, 0.05, 0.3, 0.5, 0.999, 1.0, 2.5])

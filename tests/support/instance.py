@@ -84,6 +84,7 @@ def environment(mark: str, **extra: str) -> dict[str, str]:
         environ.pop(name, None)
     environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "supervisor"), str(ROOT / "worker")])
     environ[MARK] = mark
+    environ["SPT_NOENV"] = "1"  # setproctitle would write the title over the environment, and the mark with it
     environ.update(extra)
     return environ
 
@@ -100,6 +101,7 @@ class Instance:
         self.expected_errors = set(expected_errors)
         self.process: subprocess.Popen[bytes] | None = None
         self._logs = 0
+        self._read: dict[Path, tuple[int, list[Event]]] = {}  # how far each log was parsed
 
     # -- starting and stopping --------------------------------------------------------------------------------------
 
@@ -163,12 +165,17 @@ class Instance:
 
     def events(self, name: str | None = None, **match: Any) -> list[Event]:
         """The events so far with this name and these facts; whole lines only."""
-        text = self.log.read_bytes() if self.log.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1].splitlines()
-        events = [json.loads(line) for line in whole]
+        offset, seen = self._read.get(self.log, (0, []))
+        if self.log.exists():
+            with self.log.open("rb") as log:
+                log.seek(offset)
+                text = log.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            seen.extend(json.loads(line) for line in whole.splitlines())
+            self._read[self.log] = offset + len(whole), seen
         return [
             event
-            for event in events
+            for event in seen
             if (name is None or event["event"] == name)
             and all(event.get(key) == value for key, value in match.items())
         ]

@@ -1,7 +1,7 @@
 """The import names of MMS, for handlers that say `from mms.service import PredictionException`.
 
-They are made of our own modules, and only where no real `mms` can be imported: an environment that has it keeps its own
-classes, and `respond` knows a PredictionException by its name.
+They are made of our own modules, and only where no real `mms` can be imported: an environment that
+has it keeps its own classes, and `respond` knows a PredictionException by its name.
 """
 
 from __future__ import annotations

@@ -38,9 +38,12 @@ class Birth(NamedTuple):
     stdout: int
     stderr: int
     scoreboard: int
+    freshly_seeded: bool  # no sibling was forked since the template seeded MXNet
 
     @classmethod
-    def from_message(cls, message: Dict[str, Any], descriptors: Sequence[int]) -> Birth:
+    def from_message(
+        cls, message: Dict[str, Any], descriptors: Sequence[int], freshly_seeded: bool
+    ) -> Birth:
         """The message with its five descriptors, in the order channel, listener, stdout, stderr, scoreboard."""
         channel, listener, stdout, stderr, scoreboard = descriptors
         return cls(
@@ -59,6 +62,7 @@ class Birth(NamedTuple):
             stdout=stdout,
             stderr=stderr,
             scoreboard=scoreboard,
+            freshly_seeded=freshly_seeded,
         )
 
 
@@ -123,6 +127,8 @@ def _settle(birth: Birth, inheritance: Inheritance, intermediate: int) -> Record
     process.pin(birth.cpus)
     frameworks.set_threads(inheritance.thread_setters, birth.threads)
     frameworks.reseed()
+    if not birth.freshly_seeded:
+        frameworks.reseed_mxnet()
     process.set_title("modelsupervisor: %s/%d" % (birth.model, birth.worker))
     region = mmap.mmap(birth.scoreboard, RECORD_SIZE, offset=birth.scoreboard_offset)
     os.close(birth.scoreboard)

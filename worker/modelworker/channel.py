@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import array
 import json
+import select
 import socket
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -91,6 +92,12 @@ class Channel:
         """The next message, or None when none is there. Raises ChannelClosed at the end of file."""
         message, _ = self._receive(socket.MSG_DONTWAIT)
         return message
+
+    def pending(self, seconds: float) -> bool:
+        """True once a message, or the end of file, is there; False when none came within the time."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def wait(self) -> Tuple[Optional[Dict[str, Any]], List[int]]:
         """Block for the next message and the descriptors that came with it. Raises ChannelClosed at the end of file."""

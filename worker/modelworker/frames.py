@@ -1,14 +1,17 @@
-"""The frames of the worker protocol (MMS dialect): what they hold, and how they are written. Reading is `wire`'s.
+"""The frames of the worker protocol (MMS dialect), and how they are written; `wire` reads them.
 
-`I` is a signed 32-bit integer, big-endian; `S` an `I` that counts bytes, then the bytes; `END` the `I` -1.
+`I` is a signed 32-bit integer, big-endian; `S` an `I` that counts bytes, then the bytes; `END` the
+`I` -1.
 
     load       'L'  S model name  S path  I batch size  S handler  I gpu id  S io file descriptor
-    predict    'I'  { S id  { S name  S value }* END  { S name  S content type  S value }* END }* END
+    predict    'I'  { S id  { S name  S value }* END
+                      { S name  S content type  S value }* END }*  END
     responses  I code  S message
-               { S id  S content type  I status  S phrase  I n  { S name  S value }*n  S body }*  END
+               { S id  S content type  I status  S phrase
+                 I n  { S name  S value }*n  S body }*  END
 
-Text is UTF-8; bytes that are not come back unchanged (`surrogateescape`). Lengths count bytes, always: the ancestors
-count characters in two places, and a reason phrase `é` shifts their stream.
+Text is UTF-8; bytes that are not come back unchanged (`surrogateescape`). Lengths count bytes,
+always: the ancestors count characters in two places, and a reason phrase `é` shifts their stream.
 """
 
 from __future__ import annotations
@@ -20,14 +23,16 @@ INTEGER = struct.Struct("!i")
 PREDICT = ord("I")
 LOAD = ord("L")
 _END = INTEGER.pack(-1)
-# An item with nothing but a status and a body: content type (none), status, phrase (none), headers (none), body length.
+SUCCESS = "Prediction success"
+# An item of a status and a body: no content type, status, no phrase, no headers, body length.
 _PLAIN_ITEM = struct.Struct("!iiiii")
 
 
 class WireError(Exception):
     """A peer's bytes are not the protocol.
 
-    `code` is 400 (they make no sense) or 413 (they are over a limit); `message` says what, where and what was expected.
+    `code` is 400 (they make no sense) or 413 (they are over a limit); `message` says what, where
+    and what was expected.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -37,10 +42,10 @@ class WireError(Exception):
 
 
 class Limits(NamedTuple):
-    """What one frame may hold. `text`, `body` and `frame` are bytes, `requests` and `fields` are counts.
+    """What one frame may hold: `text`, `body`, `frame` in bytes, `requests` and `fields` counted.
 
-    `text` bounds names, ids, header values and paths; `body` the value of a parameter or reply; `fields` the headers,
-    and the parameters, of one request.
+    `text` bounds names, ids, header values and paths; `body` the value of a parameter or reply;
+    `fields` the headers, and the parameters, of one request.
     """
 
     text: int = 65536
@@ -54,7 +59,7 @@ DEFAULT_LIMITS = Limits()
 
 
 class LoadCommand(NamedTuple):
-    """`L`: serve this model. `gpu_id` -1 is the CPU; `io_file_descriptor` names the FIFOs that MMS wants."""
+    """`L`: serve this model. `gpu_id` -1 is the CPU; `io_file_descriptor` names MMS's FIFOs."""
 
     model_name: str
     model_path: str
@@ -90,7 +95,7 @@ Command = Union[LoadCommand, PredictCommand]
 
 
 class ResponseItem(NamedTuple):
-    """The answer to one request. MMS repeats the content type as a header; that is for the caller to do."""
+    """The answer to one request. The content type is also a header, which the caller puts there."""
 
     request_id: str
     content_type: str
@@ -108,7 +113,7 @@ class LoadResponse(NamedTuple):
 
 
 class PredictResponse(NamedTuple):
-    """The answer to `I`; where `code` is not 200 the batch failed and the items only name its requests."""
+    """The answer to `I`; with a code other than 200 its items only name the requests."""
 
     code: int
     message: str
@@ -121,7 +126,10 @@ def _string(text: str) -> bytes:
 
 
 def encode_load(command: LoadCommand) -> bytes:
-    """Write a load command. All of these raise struct.error or ValueError for what has no place in a frame."""
+    """Write a load command.
+
+    All of these raise struct.error or ValueError for what has no place in a frame.
+    """
     return b"".join(
         (
             b"L",
@@ -151,12 +159,28 @@ def encode_predict(requests: Sequence[Request]) -> bytes:
 
 
 def encode_load_response(code: int, message: str) -> bytes:
-    """Write the answer to a load command; with code 200 MMS needs `message` to end in `[PID]:` and digits."""
+    """Write the answer to a load command; MMS needs a 200 to end in `[PID]:` and digits."""
     return INTEGER.pack(code) + _string(message) + _END
 
 
+_SUCCESS_HEAD = INTEGER.pack(200) + _string(SUCCESS)
+
+
+def encode_bodies(requests: Sequence[Request], bodies: Sequence[bytes]) -> bytes:
+    """Write the answer to a batch that succeeded and whose every reply is a body and nothing else.
+
+    The same bytes as `encode_predict_response` gives, in half the time: the way of most answers.
+    """
+    parts = [_SUCCESS_HEAD]
+    for request, body in zip(requests, bodies):
+        name = request[0].encode("utf-8", "surrogateescape")
+        parts += INTEGER.pack(len(name)), name, _PLAIN_ITEM.pack(0, 200, 0, 0, len(body)), body
+    parts.append(_END)
+    return b"".join(parts)
+
+
 def encode_predict_response(code: int, message: str, items: Sequence[ResponseItem]) -> bytes:
-    """Write the answer to a batch, in one piece: MMS's own reader trips over a header that is cut in two."""
+    """Write the answer to a batch, in one piece: MMS's reader trips over a header cut in two."""
     parts = [INTEGER.pack(code), _string(message)]
     for request_id, content_type, status, phrase, headers, body in items:
         name = request_id.encode("utf-8", "surrogateescape")

@@ -1,10 +1,11 @@
 """From a folder and a handler's name to something that answers batches.
 
-Handlers written for MMS are loaded as MMS loads them: the folder is the working directory and first on the import path;
-`module:function` is called once with `(None, context)`; a module without the function has exactly one class, which is
-made and whose `initialize(context)` is called. Two things differ, both on purpose: what is raised while loading is
-raised here and fails the load (MMS swallows it and serves a model that is not there), and a module name that would
-silently give a standard module instead of the model's own file is refused.
+Handlers written for MMS are loaded as MMS loads them: the folder is the working directory and first
+on the import path; `module:function` is called once with `(None, context)`; a module without the
+function has exactly one class, which is made and whose `initialize(context)` is called. Two things
+differ, both on purpose: what is raised while loading is raised here and fails the load (MMS
+swallows it and serves a model that is not there), and a module name that would silently give a
+standard module instead of the model's own file is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _ERROR_STATUS = 400  # and above: see RFC 9110
 
 
 class LoadError(Exception):
-    """The model as configured cannot be served; `reason` says what is wrong and what was expected."""
+    """The model cannot be served as configured; `reason` says what was found and expected."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -60,7 +61,7 @@ class LoadedModel:
     instance: Optional[object]
 
     def hook(self, name: str) -> Optional[Callable[[Context], Any]]:
-        """Return the handler's optional function of this name (`warmup`, `after_fork`), of its class or of its module."""
+        """Return an optional function (`warmup`, `after_fork`) of the handler's class or module."""
         found = getattr(self.module if self.instance is None else self.instance, name, None)
         return found if callable(found) else None
 
@@ -115,21 +116,21 @@ def _import_handler(path: str, module_path: str) -> ModuleType:
     own = os.path.join(path, folder, name.replace(".", os.sep) + ".py")
     loaded = getattr(module, "__file__", None)
     if os.path.exists(own) and (loaded is None or not os.path.samefile(own, loaded)):
-        raise LoadError(f"{own} cannot be imported: {name!r} is already the module {loaded or name}")
+        raise LoadError(f"{own} cannot be imported: {name!r} is the module {loaded or name}")
     return module
 
 
 def _instance(module: ModuleType, named: Optional[type], handler: str) -> Any:
     """Make the class that the handler names, or the one that its module defines."""
-    classes = [
+    classes = {
         member
         for member in vars(module).values()
         if inspect.isclass(member) and member.__module__ == module.__name__
-    ]
+    }
     if named is None and len(classes) != 1:
         found = ", ".join(sorted(each.__name__ for each in classes)) or "none"
         raise LoadError(f"handler {handler!r}: no such function, nor exactly one class: {found}")
-    instance = (named or classes[0])()
+    instance = (named or classes.pop())()
     if not callable(getattr(instance, "handle", None)):
         raise LoadError(f"class {type(instance).__name__} of handler {handler!r} has no handle()")
     return instance
@@ -157,8 +158,9 @@ def _manifest(path: str, spec: ModelSpec) -> Dict[str, Any]:
 def warm_up(model: LoadedModel, warmup_file: Optional[str]) -> bool:
     """Run the model once before it is READY; False where there is neither a file nor a hook to run.
 
-    The file's bytes become one request with the parameter `body`, its content type guessed from the name, and the answer
-    is checked as any answer is. Raises LoadError for a bad one, or whatever the handler raises.
+    The file's bytes become one request with the parameter `body`, its content type guessed from the
+    name, and the answer is checked as any answer is. Raises LoadError for a bad one, or whatever
+    the handler raises.
     """
     if warmup_file is None:
         hook = model.hook("warmup")
@@ -185,7 +187,7 @@ def warm_up(model: LoadedModel, warmup_file: Optional[str]) -> bool:
 
 
 def after_fork(model: LoadedModel) -> None:
-    """Run the handler's `after_fork(context)`, where it has one, in a worker that was just forked."""
+    """Run the handler's `after_fork(context)`, if any, in a worker that was just forked."""
     hook = model.hook("after_fork")
     if hook is not None:
         hook(model.context)

@@ -1,13 +1,14 @@
 """Metrics that a handler records, in the API and the line format of MMS.
 
-A handler finds a `MetricsStore` at `context.metrics`; it is made when first asked for, and its lines are printed to
-stdout when the batch ends. Unlike MMS, a batch whose handler records nothing prints nothing: a line for every request
-costs more than many a handler does.
+A handler finds a `MetricsStore` at `context.metrics`; it is made when first asked for, and its
+lines are printed to stdout when the batch ends. Unlike MMS, a batch whose handler records nothing
+prints nothing: a line for every request costs more than many a handler does.
 
     [METRICS]name.unit:value|#Dim:val,Dim:val|#hostname:h,epoch_s[,request-id]
 
-Three defects of the ancestors are not kept: the `dimensions` argument counts in every method, a list that the handler
-passes in is not changed, and an error metric has the unit `unit`, since their reader accepts no empty one.
+Three defects of the ancestors are not kept: the `dimensions` argument counts in every method, a
+list that the handler passes in is not changed, and an error metric has the unit `unit`, since their
+reader accepts no empty one.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Dimension:
 
 
 class Metric:
-    """One value under a name, a unit and dimensions; `metric_method` "counter" adds, any other replaces."""
+    """One value under a name, a unit and dimensions; `metric_method` "counter" adds up."""
 
     def __init__(
         self,
@@ -195,7 +196,7 @@ def _check_unit(unit: str, units: Tuple[str, ...]) -> None:
 
 
 def print_metrics(store: Optional[MetricsStore]) -> None:
-    """Print the lines of a store to stdout, in one write. Raises OSError or ValueError where stdout is no more."""
+    """Print the lines of a store, in one write. Raises OSError or ValueError without a stdout."""
     if store is not None and store.store:
         sys.stdout.write("".join(f"[METRICS]{metric}\n" for metric in store.store))
         sys.stdout.flush()

@@ -1,11 +1,12 @@
-"""From the requests of a batch to the bytes of its answer: decode, run the handler, encode, and what is said when it fails.
+"""From the requests of a batch to the bytes of its answer, whatever the handler does.
 
-One request can fail alone only before the handler runs: a parameter that says `application/json` and is not, or `text`
-that is not UTF-8, answers 400 for its request, and the handler is given the others. After that a batch stands or falls
-as a whole, because that is what the protocol can say: the code on top is the batch's, and MMS's front end reads nothing
-else when it is not 200.
+One request can fail alone only before the handler runs: a parameter that says `application/json`
+and is not, or `text` that is not UTF-8, answers 400 for its request, and the handler is given the
+others. After that a batch stands or falls as a whole, because that is what the protocol can say:
+the code on top is the batch's, and MMS's front end reads nothing else when it is not 200.
 
-`SystemExit` is no failed request: a handler that calls `sys.exit` means the process, and its caller ends it.
+`SystemExit` is no failed request: a handler that calls `sys.exit` means the process, and its caller
+ends it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ import traceback
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 from modelworker.channel import tail
-from modelworker.frames import DEFAULT_LIMITS, Request, ResponseItem, encode_predict_response
+from modelworker.frames import (
+    DEFAULT_LIMITS,
+    SUCCESS,
+    Request,
+    ResponseItem,
+    encode_bodies,
+    encode_predict_response,
+)
 from modelworker.service import Context, RequestProcessor
 
 Handle = Callable[[Any, Context], Any]
@@ -29,7 +37,7 @@ _UNSUPPORTED = "Unsupported model output data type."
 
 
 class InvalidReply(Exception):
-    """The handler returned something that cannot be an answer. `said` is MMS's message for it, `reason` the facts."""
+    """The handler returned what is no answer: `said` is MMS's message, `reason` the facts."""
 
     code = 503
 
@@ -44,35 +52,42 @@ class _Verdict(NamedTuple):
 
 
 def answer(handle: Handle, context: Context, requests: Sequence[Request], event: Event) -> bytes:
-    """Run a batch and return its frame, whatever the handler does; a failure is one `request.failed` event.
+    """Run a batch and return its frame; a failure is one `request.failed` event.
 
     Raises SystemExit and KeyboardInterrupt where the handler does.
     """
     try:
-        items = predict(handle, context, requests)
-        reply = encode_predict_response(200, "Prediction success", items)
-        if len(reply) > DEFAULT_LIMITS.frame:
-            raise _too_long("the reply to the batch", len(reply), DEFAULT_LIMITS.frame)
+        given, values, refused = _run(handle, context, requests)
+        if not refused and context.processors_in_use() is None:
+            bodies = [value if type(value) is bytes else _body(value) for value in values]
+            reply = encode_bodies(given, bodies)
+        else:
+            reply = encode_predict_response(200, SUCCESS, _items(context, given, values, refused))
+        if len(reply) > DEFAULT_LIMITS.body:
+            _check_sizes(reply, values)
     except (SystemExit, KeyboardInterrupt):
         raise
-    except BaseException as error:  # noqa: BLE001 - asyncio.CancelledError and the like are the handler's failure too
+    except BaseException as error:  # asyncio.CancelledError is one, for example
         verdict = _verdict(error)
         _report(event, requests, verdict, error)
         return _failed(requests, verdict)
     return reply
 
 
-def predict(
+def predict(handle: Handle, context: Context, requests: Sequence[Request]) -> List[ResponseItem]:
+    """Run a batch; return an item a request. Raises InvalidReply, or what the handler raises."""
+    given, values, refused = _run(handle, context, requests)
+    return _items(context, given, values, refused)
+
+
+def _run(
     handle: Handle, context: Context, requests: Sequence[Request]
-) -> Sequence[ResponseItem]:
-    """Run a batch and return one item a request. Raises InvalidReply, or whatever the handler raises."""
+) -> Tuple[Sequence[Request], List[Any], Dict[int, ResponseItem]]:
+    """Run what can be decoded; return it, its results, and by index the answers to the others."""
     inputs, refused = _inputs(requests)
+    given = requests
     if refused:
-        given: Sequence[Request] = [
-            request for index, request in enumerate(requests) if index not in refused
-        ]
-    else:
-        given = requests
+        given = [request for index, request in enumerate(requests) if index not in refused]
     context.begin_batch(given)
     values = handle(inputs, context) if given else []
     if not isinstance(values, list):
@@ -83,14 +98,11 @@ def predict(
         raise InvalidReply(
             "number of batch response mismatched", f"{len(values)}; expected {len(given)}"
         )
-    items = _items(given, values, context.processors_in_use())
-    for index, item in refused.items():  # in ascending order, so that each lands at its place
-        items.insert(index, item)
-    return items
+    return given, values, refused
 
 
 def _inputs(requests: Sequence[Request]) -> Tuple[List[Dict[str, Any]], Dict[int, ResponseItem]]:
-    """Decode what the handler is given; the second part answers the requests that cannot be decoded, by index."""
+    """Return what the handler is given, and by index the answers to what cannot be decoded."""
     inputs: List[Dict[str, Any]] = []
     refused: Dict[int, ResponseItem] = {}
     for request_id, _, parameters in requests:
@@ -127,19 +139,22 @@ def _bad_request(request_id: str, name: str, error: Exception) -> ResponseItem:
 
 
 def _items(
-    requests: Sequence[Request], values: List[Any], processors: Any
+    context: Context,
+    given: Sequence[Request],
+    values: List[Any],
+    refused: Dict[int, ResponseItem],
 ) -> List[ResponseItem]:
-    items: List[ResponseItem] = []
-    item = tuple.__new__  # past the Python-level constructor: this is a worker's hot path
-    for index, value in enumerate(values):
-        body = value if type(value) is bytes else _body(value)
-        if len(body) > DEFAULT_LIMITS.body:
-            raise _too_long("the reply to a request", len(body), DEFAULT_LIMITS.body)
-        request_id = requests[index][0]
-        if processors is None:
-            items.append(item(ResponseItem, (request_id, "", 200, "", _NO_HEADERS, body)))
-        else:
-            items.append(_decorated(request_id, processors[index], body))
+    """Put the results into items, as the handler decorated them, with the refused in place."""
+    processors = context.request_processor or []
+    if len(processors) != len(given):
+        said = f"{len(processors)} request processors; expected {len(given)}"
+        raise InvalidReply(_UNSUPPORTED, said)
+    items = [
+        _item(request.request_id, processor, _body(value))
+        for request, processor, value in zip(given, processors, values)
+    ]
+    for index, item in refused.items():  # in ascending order, so that each lands where it belongs
+        items.insert(index, item)
     return items
 
 
@@ -154,8 +169,7 @@ def _body(value: Any) -> bytes:
         raise InvalidReply(_UNSUPPORTED, f"{type(value).__name__}: {error}") from error
 
 
-def _decorated(request_id: str, processor: RequestProcessor, body: bytes) -> ResponseItem:
-    """Give a reply the status and headers that the handler set."""
+def _item(request_id: str, processor: RequestProcessor, body: bytes) -> ResponseItem:
     headers = [
         (_text("header name", name), _text("header value", value))
         for name, value in processor.get_response_headers().items()
@@ -177,7 +191,7 @@ def _decorated(request_id: str, processor: RequestProcessor, body: bytes) -> Res
 
 
 def _text(what: str, value: Any) -> str:
-    """Text that fits into a frame: numbers and the like are written out, as a handler that sets them expects."""
+    """Return text that fits into a frame; a number that a handler set is written out."""
     text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
     try:
         size = len(text.encode("utf-8", "surrogateescape"))
@@ -186,6 +200,16 @@ def _text(what: str, value: Any) -> str:
     if size > DEFAULT_LIMITS.text:
         raise _too_long(f"a {what}", size, DEFAULT_LIMITS.text)
     return text
+
+
+def _check_sizes(reply: bytes, values: List[Any]) -> None:
+    """Refuse what a reader would refuse; called only for a reply longer than one body may be."""
+    if len(reply) > DEFAULT_LIMITS.frame:
+        raise _too_long("the reply to the batch", len(reply), DEFAULT_LIMITS.frame)
+    for value in values:
+        size = len(_body(value))
+        if size > DEFAULT_LIMITS.body:
+            raise _too_long("the reply to a request", size, DEFAULT_LIMITS.body)
 
 
 def _too_long(what: str, size: int, limit: int) -> InvalidReply:
@@ -218,14 +242,14 @@ def _failed(requests: Sequence[Request], verdict: _Verdict) -> bytes:
 def _report(
     event: Event, requests: Sequence[Request], verdict: _Verdict, error: BaseException
 ) -> None:
-    """Send the event of a failed batch; the traceback starts in the handler and keeps its end, where the cause is."""
+    """Send the event of a failed batch; its traceback starts in the handler and keeps its end."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_globals.get("__name__") == __name__:
         frames = frames.tb_next
     try:
         text = "".join(traceback.format_exception(type(error), error, frames))
         said = traceback.format_exception_only(type(error), error)[-1].strip()
-    except Exception as broken:  # noqa: BLE001 - no memory left, or a __str__ that raises: the answer matters more
+    except Exception as broken:  # no memory left, or a __str__ that raises: the answer matters more
         text, said = "", f"{type(error).__name__} (not printable: {type(broken).__name__})"
     event(
         "error",

@@ -1,15 +1,18 @@
 """The record that a worker keeps in shared memory: what it has in hand, and since when.
 
-The supervisor reads it when it wants to know, without asking: a worker that is busy in C, or dead, answers nothing. So the
-writer must be cheap (a handful of stores a batch, no system call) and the reader must survive anything, since a
-handler can write all over it: lengths are clamped, a time that is no time is idle, bytes that are no text are replaced.
+The supervisor reads it when it wants to know, without asking: a worker that is busy in C, or dead,
+answers nothing. So the writer must be cheap (a handful of stores a batch, no system call) and the
+reader must survive anything, since a handler can write all over it: lengths are clamped, a time
+that is no time is idle, bytes that are no text are replaced.
 
-The sequence is odd while the worker writes. A reader that saw it odd, or changed, tries again; a worker that died in the
-middle of a write leaves it odd for ever, and then the last reading is as good as any.
+The sequence is odd while the worker writes. A reader that saw it odd, or changed, tries again; a
+worker that died in the middle of a write leaves it odd for ever, and then the last reading is as
+good as any.
 
     0 u64 sequence · 8 u64 generation · 16 u64 requests answered by this generation
     24 f64 busy since (CLOCK_MONOTONIC seconds; 0.0 is idle) · 32 u32 ids in hand (may exceed 64)
-    64 … 64 cells of 64 bytes: u8 length (at most 63), then the bytes of an id            (native byte order)
+    64 … 64 cells of 64 bytes: u8 length (at most 63), then the bytes of an id
+    (native byte order)
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import struct
 from typing import NamedTuple, Sequence, Tuple, Union
 
 RECORD_SIZE = max(8192, mmap.ALLOCATIONGRANULARITY)
-"""Bytes of a record: a multiple of the page, so that each worker can map its own and nothing else."""
+"""Bytes of a record: whole pages, so that each worker can map its own and nothing else."""
 
 CELLS = 64
 CELL_SIZE = 64
@@ -66,7 +69,7 @@ class Record:
         self._words[0] = sequence
 
     def end(self, answered: int) -> None:
-        """Note that the replies are with the kernel, or buffered: idle, and `answered` requests more."""
+        """Note that the replies are handed over: idle, and `answered` requests more."""
         sequence = self._sequence = self._sequence + 2
         requests = self._requests = self._requests + answered
         words = self._words
@@ -78,7 +81,7 @@ class Record:
 
 
 class Reading(NamedTuple):
-    """What a record said. `ids` are at most 64, each cut to 63 bytes; `in_hand` counts all of them."""
+    """What a record said: at most 64 `ids` of at most 63 bytes; `in_hand` counts all."""
 
     generation: int
     requests: int

@@ -1,18 +1,20 @@
-"""The data path of a worker: one wait on the listener, the channel and the connections, and one batch at a time.
+"""The data path of a worker: one wait on everything, and one batch at a time.
 
 Theory of operation
 -------------------
-Everything happens in one thread, in turns: wait; take one new connection at most; read what came (`session` decides from
-whom and in which order batches run); run one batch; write its reply. The handler is the only thing here that may take time:
-reads and writes never block, and what a slow reader does not take is kept on its own connection, whose further
-frames wait.
+Everything happens in one thread, in turns: wait; take one new connection at most; read what came
+(`session` decides from whom and in which order batches run); run one batch; write its reply. The
+handler is the only thing here that may take time: reads and writes never block, and what a slow
+reader does not take is kept on its own connection, whose further frames wait.
 
-One connection a turn, and none at `max_connections`, because an accepted connection dies with the worker while one in the
-backlog survives it. A stop message arrives between batches by construction: what is in hand is finished; what waits in a
-queue was never begun, and its client asks the successor.
+One connection a turn, and none at `max_connections`, because an accepted connection dies with the
+worker while one in the backlog survives it. A stop message arrives between batches by construction:
+what is in hand is finished; what waits in a queue was never begun, and its client asks the
+successor.
 
-The path of one small request is three system calls, epoll_wait, recv and send. What is not needed for it is not done on it:
-no log, no time of day, no closure, and a clock for a frame only when half of one is here.
+The path of one small request is three system calls, epoll_wait, recv and send. What is not needed
+for it is not done on it: no log, no time of day, no closure, and a clock for a frame only when half
+of one is here.
 """
 
 from __future__ import annotations
@@ -42,20 +44,20 @@ from modelworker.wire import (
 
 READ_SIZE = 65536  # below malloc's mmap threshold: with 256 KiB every recv maps and faults anew
 MAX_EVENTS = 64  # by default epoll.poll allocates room for 1,023 at each call
-ACCEPT_PAUSE = 1.0  # seconds without accepting after EMFILE and its like, which would otherwise spin
+ACCEPT_PAUSE = 1.0  # seconds without accepting after EMFILE and its like, so as not to spin
 _PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _NOBODY_THERE = (errno.EAGAIN, errno.EINTR, errno.ECONNABORTED)
 
 
 class ServeSettings(NamedTuple):
-    """`frame_timeout` in seconds: the longest that half a frame, or a reader that takes nothing, is borne."""
+    """`frame_timeout`: for how many seconds half a frame, or a stalled reader, is borne."""
 
     max_connections: int
     frame_timeout: float
 
 
 class _Peer(Connection):
-    """A connection with its socket. `watched` is what epoll was told: EPOLLIN, EPOLLOUT, or 0 while its turn is to come."""
+    """A connection with its socket; `watched` is what epoll was told: EPOLLIN, EPOLLOUT or 0."""
 
     __slots__ = ("recv", "send", "sock", "watched")
 
@@ -74,7 +76,7 @@ def serve(
     record: Record,
     settings: ServeSettings,
 ) -> int:
-    """Serve until the channel says stop, or ends because the supervisor is gone; return the exit code, 0.
+    """Serve until the channel says stop, or ends with the supervisor; return the exit code, 0.
 
     A SystemExit of the handler ends the process here, with its code and with the request in hand.
     """
@@ -166,7 +168,7 @@ class _Worker:
         return False
 
     def finish(self) -> None:
-        """After the stop message: flush what is kept for slow readers, for `frame_timeout` at most; nothing is read any more.
+        """After the stop message: flush what is kept for slow readers, for `frame_timeout` at most.
 
         Raises ChannelClosed when the supervisor is gone.
         """
@@ -237,7 +239,7 @@ class _Worker:
         self._listen()
 
     def _attend(self, peer: _Peer, events: int, now: float) -> None:
-        """Look after a peer that is not read at the moment: its reply is kept, or its batch waits."""
+        """Look after a peer that is not read now: its reply is kept, or its batch waits."""
         if peer.output is not None:
             self._flush(peer, now)
         elif events & select.EPOLLHUP:
@@ -347,7 +349,7 @@ class _Worker:
             self._print(metrics)
 
     def _print(self, metrics: MetricsStore) -> None:
-        """Print what the handler recorded; what it broke (stdout, a value that has no text) is not the worker's end."""
+        """Print what the handler recorded; a broken stdout or value is not the worker's end."""
         try:
             print_metrics(metrics)
         except Exception as error:  # noqa: BLE001 - anything can be in a metric, and the batch is answered
@@ -355,7 +357,7 @@ class _Worker:
             self._channel.event("warning", "metrics.lost", error=said)
 
     def _answer_load(self, command: LoadCommand) -> bytes:
-        """Answer `L`: this worker serves what it serves; the message for it ends as MMS's front end needs it."""
+        """Answer `L`: this worker serves what it serves, said as MMS's front end needs it."""
         name, path = self._model.name, self._model.path
         if command.model_name == name and _same_path(command.model_path, path):
             return encode_load_response(200, f"loaded model {name}. [PID]:{self._pid}")
@@ -374,7 +376,7 @@ def _same_path(asked: str, served: str) -> bool:
 
 
 def _leave(leaving: SystemExit) -> NoReturn:
-    """End the process as the handler asked, the way Python itself reads the argument of sys.exit."""
+    """End the process as the handler asked, reading the argument of sys.exit as Python does."""
     code = leaving.code
     if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)

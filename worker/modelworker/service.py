@@ -1,11 +1,12 @@
 """The Python API that handlers are written against: MMS's context, request processor and exception.
 
-One `Context` lives as long as the model, as in MMS, and each batch passes through it. What MMS builds for every request
-(a property map, a response map, a metrics store) is made here when a handler first asks for it: an answer that leaves
-status, headers and metrics alone costs three assignments.
+One `Context` lives as long as the model, as in MMS, and each batch passes through it. What MMS
+builds for every request (a property map, a response map, a metrics store) is made here when a
+handler first asks for it: an answer that leaves status, headers and metrics alone costs three
+assignments.
 
-`request_processor[i]` and every `idx` count the requests that the handler was given; a request that could not be decoded
-never reaches it and is not counted.
+`request_processor[i]` and every `idx` count the requests that the handler was given; a request that
+could not be decoded never reaches it and is not counted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from modelworker.metrics import MetricsStore
 __all__ = ["Context", "MetricsStore", "PredictionException", "RequestProcessor"]
 
 
-class PredictionException(Exception):  # noqa: N818 - the name is MMS's
+class PredictionException(Exception):  # the name is MMS's
     """Raised by a handler to fail the batch with a code and a message of its own."""
 
     def __init__(self, message: str, error_code: int = 500) -> None:
@@ -31,7 +32,7 @@ class PredictionException(Exception):  # noqa: N818 - the name is MMS's
 
 
 class RequestProcessor:
-    """One request's properties (headers, and the content type of each parameter) and its response's status and headers."""
+    """One request's headers and content types, and the status and headers of its response."""
 
     def __init__(self, request_header: Dict[str, Any]) -> None:
         self._status_code: Any = 200
@@ -40,7 +41,7 @@ class RequestProcessor:
         self._request_header = request_header
 
     def get_request_property(self, key: str) -> Any:
-        """Return a header, or `{"content-type": …}` for a parameter's name; None where there is none."""
+        """Return a header, or `{"content-type": …}` for the name of a parameter, or None."""
         return self._request_header.get(key)
 
     def get_request_properties(self) -> Dict[str, Any]:
@@ -74,7 +75,7 @@ class RequestProcessor:
 
 
 def _properties(request: Request) -> Dict[str, Any]:
-    """Return what MMS calls the request's headers: its parameters' content types, then its headers."""
+    """Return what MMS calls the headers: content types of the parameters, then the headers."""
     properties: Dict[str, Any] = {
         name: {"content-type": content_type} for name, content_type, _ in request.parameters
     }
@@ -85,7 +86,7 @@ def _properties(request: Request) -> Dict[str, Any]:
 class Context:
     """What a handler knows of its model and of the batch in hand."""
 
-    def __init__(  # noqa: PLR0913 - the signature is MMS's
+    def __init__(  # the signature is MMS's
         self,
         model_name: str,
         model_dir: str,
@@ -109,11 +110,11 @@ class Context:
         self._metrics: Optional[MetricsStore] = None
 
     def begin_batch(self, requests: Sequence[Request]) -> None:
-        """Take up the requests that the handler is about to be given. For the server, not for handlers."""
+        """Take up the requests that the handler is about to be given. For the server."""
         self._requests = requests
 
     def end_batch(self) -> Optional[MetricsStore]:
-        """Let go of the batch; return its metrics where the handler asked for any. For the server."""
+        """Let go of the batch; return its metrics if the handler asked for any. For the server."""
         metrics = self._metrics
         self._requests = self._request_ids = self._processors = self._metrics = None
         return metrics

@@ -1,18 +1,21 @@
-"""Who is read, whose batch runs next, who has waited too long: the decisions of the data path, without a socket or a clock.
+"""Who is read, whose batch runs next, who waited too long: decisions without socket or clock.
 
-A connection is in one of four conditions, and the order of its life is read → wait → run → (write) → read:
+A connection is in one of four conditions, and the order of its life is read → wait → run → (write)
+→ read:
 
     reading   its peer may send; half a frame may be here, with a clock on it
     waiting   a complete command is here; it is in the queue, and no more of it is read
     running   its batch was taken out of the queue; until `answered` nothing else may run
-    writing   the kernel did not take all of its reply; the rest is kept here, with a clock on it, and no more is read
+    writing   the kernel did not take all of its reply; the rest is kept here, with a clock on it,
+              and no more is read
 
-Fairness is the queue: a connection has at most one command in it and goes to its end again only after its reply, so
-that a peer that sends a hundred frames at once gets one batch for each batch of every other.
+Fairness is the queue: a connection has at most one command in it and goes to its end again only
+after its reply, so that a peer that sends a hundred frames at once gets one batch for each batch of
+every other.
 
-The clock of half a frame starts with its first byte and is not moved by further bytes, so that trickling buys no time; but
-what a batch took is given back to a peer whose bytes were lying here meanwhile. The clock of a stalled reader starts anew
-with each byte that it takes.
+The clock of half a frame starts with its first byte and is not moved by further bytes, so that
+trickling buys no time; but what a batch took is given back to a peer whose bytes were lying here
+meanwhile. The clock of a stalled reader starts anew with each byte that it takes.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from modelworker.wire import Command, CommandReader
 
 
 class Connection:
-    """One peer. `since` is when the wait began that may not pass the frame timeout (CLOCK_MONOTONIC), 0.0 for none."""
+    """One peer. `since` is when its clock was started (CLOCK_MONOTONIC), 0.0 without one."""
 
     __slots__ = ("closing", "command", "output", "reader", "since")
 
@@ -33,7 +36,7 @@ class Connection:
         self.command: Optional[Command] = None
         self.output: Optional[memoryview] = None
         self.since = 0.0
-        self.closing = False  # after a protocol error: nothing is read any more, the reply is the last
+        self.closing = False  # the reply is the last, and nothing more is read
 
 
 C = TypeVar("C", bound=Connection)
@@ -42,9 +45,10 @@ C = TypeVar("C", bound=Connection)
 class Session(Generic[C]):
     """The connections of one worker. Times are CLOCK_MONOTONIC seconds.
 
-    `queue` holds those whose command is complete, the left one's turn first: the caller takes it out, runs it, and says
-    `answered` or `stalled` or `gone`. `timed` holds those on which a clock is running. Both are there to be tested for
-    being empty, which they are on the way of most requests.
+    `queue` holds those whose command is complete, the left one's turn first: the caller takes it
+    out, runs it, and says `answered` or `stalled` or `gone`. `timed` holds those on which a clock
+    is running. Both are there to be tested for being empty, which they are on the way of most
+    requests.
     """
 
     __slots__ = ("_frame_timeout", "queue", "timed")
@@ -55,9 +59,10 @@ class Session(Generic[C]):
         self.timed: Set[C] = set()
 
     def received(self, connection: C, chunk: bytes, now: float, busy: float) -> None:
-        """Take in bytes of a reading connection; `busy` is how long the batch ran that kept us from reading them.
+        """Take in bytes of a reading connection.
 
-        Raises WireError where they are not the protocol.
+        `busy` is how long the batch ran that kept us from reading them, in seconds. Raises
+        WireError where they are not the protocol.
         """
         connection.reader.feed(chunk)
         if connection.since:
@@ -75,7 +80,7 @@ class Session(Generic[C]):
             self._start_clock(connection, now)
 
     def answered(self, connection: C, now: float) -> None:
-        """Go on reading after a reply that the kernel took whole; a frame that is here goes to the end of the queue.
+        """Go on reading after a reply that the kernel took whole; a frame that is here queues up.
 
         Raises WireError where what is here is not the protocol.
         """
@@ -104,7 +109,7 @@ class Session(Generic[C]):
         return [connection for connection in self.timed if connection.since <= latest]
 
     def patience(self, now: float) -> Optional[float]:
-        """Return for how long the worker may wait: 0.0 when a command waits, None when nothing is due."""
+        """Return for how long to wait: 0.0 when a command waits, None when nothing is due."""
         if self.queue:
             return 0.0
         if not self.timed:

@@ -33,6 +33,7 @@ from modelworker.boot import Birth, Inheritance, become_worker
 from modelworker.channel import Channel, ChannelClosed, tail
 
 _PID = struct.Struct("!i")
+QUIET = 0.05  # seconds without a request after which the template prepares for the next; a newborn's first answer is over by then
 
 
 def _open_descriptors() -> FrozenSet[int]:
@@ -47,6 +48,7 @@ class Template:
         self._supervisor = supervisor
         self._libc = libc
         self._inheritance: Optional[Inheritance] = None
+        self._fresh = False  # MXNet's generators were seeded since the last fork
 
     def load(self, spec: Dict[str, Any]) -> bool:
         """Load and warm the model as the supervisor's `load` says, and report how it went."""
@@ -91,8 +93,15 @@ class Template:
         self._channel.send("load_failed", error=tail(said, 2048), traceback=tail(text))
 
     def serve(self) -> None:
-        """Fork on request until the supervisor says stop or is gone."""
+        """Fork on request until the supervisor says stop or is gone.
+
+        Seeding MXNet takes longer than a fork. So the template seeds itself once no request has come for a while, and its
+        next child inherits numbers of its own; only in a burst of births do the further children seed themselves.
+        """
         while True:
+            if not self._fresh and not self._channel.pending(QUIET):
+                frameworks.reseed_mxnet()
+                self._fresh = True
             try:
                 message, descriptors = self._channel.wait()
             except ChannelClosed:
@@ -107,7 +116,8 @@ class Template:
     def _fork(self, message: Dict[str, Any], descriptors: List[int]) -> None:
         try:
             identity = {"index": message["index"], "generation": message["generation"]}
-            birth = Birth.from_message(message, descriptors)
+            birth = Birth.from_message(message, descriptors, self._fresh)
+            self._fresh = False
             pid = self._double_fork(birth)
         except OSError as error:
             code = errno.errorcode.get(error.errno or 0, "?")

@@ -109,6 +109,8 @@ def _run(argv: Sequence[str] | None) -> int:
 def _flush() -> int:
     # Now, not at the interpreter's exit, where what is still buffered would be tried again, and end
     # in a complaint that nobody understands. What failed has been said, or is a reader that left.
+    if sys.stdout is None:  # it was closed when we started (>&-)
+        return EXIT_OK
     try:
         sys.stdout.flush()
     except OSError:

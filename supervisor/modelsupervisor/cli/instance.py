@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from modelsupervisor.control import REFUSED, ControlConnection, started_from
+from modelsupervisor.control import REFUSED, ControlConnection, printable, started_from
 from modelsupervisor.errors import ControlError
 from modelsupervisor.paths import resolve_run_dir
 
@@ -79,7 +79,7 @@ def require_same_file(instance: Instance, status: dict[str, Any]) -> None:
     """ControlError(refused) when what runs there was started from another file than the one that
     was named."""
     runs = started_from(status)
-    if instance.config is not None and runs != instance.config:
+    if instance.config is not None and runs != printable(instance.config):
         raise ControlError(
             REFUSED,
             f"the supervisor in {instance.run_dir} was started from {runs}, "

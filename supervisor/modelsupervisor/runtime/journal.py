@@ -20,8 +20,28 @@ from modelsupervisor.runtime.sink import StdoutSink
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 OUTPUT_EVENTS = frozenset({"worker.output", "template.output"})
 _ENVELOPE = ("timestamp", "level", "event", "seq", "model", "worker", "pid", "generation")
+_RESERVED = frozenset({"timestamp", "level", "event", "seq", "exc_info", "exception", "stack", "stack_info"})
+"""Names that are ours, or that structlog gives a meaning to: a fact of such a name gets an underscore behind it."""
+
+DEEPEST = 8  # levels of a fact that are shown
 
 EventFields = MutableMapping[str, Any]
+
+
+def _unpack(_: Any, __: str, event: EventFields) -> EventFields:
+    for name, fact in event.pop("facts").items():
+        shown = _shallow(fact, DEEPEST) if isinstance(fact, (dict, list, tuple)) else fact
+        event[f"{name}_" if name in _RESERVED else name] = shown
+    return event
+
+
+def _shallow(fact: Any, depth: int) -> Any:
+    """A fact without what lies too deep: a worker may nest as deep as its reader just bears, and a renderer bears less."""
+    if isinstance(fact, dict):
+        return {name: _shallow(each, depth - 1) for name, each in fact.items()} if depth else "…"
+    if isinstance(fact, (list, tuple)):
+        return [_shallow(each, depth - 1) for each in fact] if depth else "…"
+    return fact
 
 
 def _order(_: Any, __: str, event: EventFields) -> EventFields:
@@ -58,6 +78,7 @@ class Journal:
         self._logger = structlog.wrap_logger(
             _Lines(self._take),
             processors=[
+                _unpack,
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
                 _order,
@@ -71,8 +92,8 @@ class Journal:
         text = f"{line}\n{below}".encode(errors="backslashreplace")
         self._sink.put(text, reserved=not self._output)
 
-    def emit(self, level: str, event: str, **fields: Any) -> None:
-        """Make one event."""
+    def emit(self, level: str, event: str, /, **fields: Any) -> None:
+        """Make one event. The fields may be a worker's words: any name, any value that JSON has."""
         if LEVELS.get(level, 20) < self._least:
             return
         dropped = self._sink.take_dropped()
@@ -83,7 +104,8 @@ class Journal:
     def _make(self, level: str, event: str, fields: dict[str, Any]) -> None:
         self.seq += 1
         self._output = event in OUTPUT_EVENTS
-        getattr(self._logger, level)(event, seq=self.seq, **fields)
+        # As one value: among keyword arguments a fact called `self` would be an error of the call.
+        getattr(self._logger, level)(event, seq=self.seq, facts=fields)
 
     def progress(self, text: str) -> None:
         """Show, on a terminal, what is being waited for; an empty text takes it away. Not an event."""

@@ -7,6 +7,7 @@ dropped, and costs nobody else anything. The other side of this is `modelworker.
 from __future__ import annotations
 
 import array
+import json
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,6 @@ import msgspec
 from modelworker.channel import MAX_MESSAGE
 
 Message = dict[str, Any]
-_DECODER = msgspec.json.Decoder(dict[str, Any])
 MESSAGES_A_TURN = 256  # so that a worker in a loop of events cannot hold the supervisor
 
 
@@ -60,10 +60,11 @@ class SupervisorEnd:
         if not raw:
             raise Closed("end of file")
         try:
-            message = _DECODER.decode(raw)
-        except msgspec.MsgspecError as error:
-            raise BadMessage(str(error)) from None
-        if not isinstance(message.get("kind"), str):
+            # Not msgspec: it refuses the lone surrogates that stand for bytes which are no UTF-8, in a path or a request's id.
+            message = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise BadMessage(f"not JSON: {error}") from None
+        if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
             raise BadMessage("a message without a kind")
         return message
 

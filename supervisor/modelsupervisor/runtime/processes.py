@@ -15,6 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 
+def signal_name(number: int) -> str:
+    """`SIGKILL` and so on; real-time signals by number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 @dataclass(frozen=True)
 class ExitStatus:
     """How a process ended: `code` for an exit, `signal` (a number) for a death by signal, neither where somebody else reaped it."""
@@ -25,13 +33,8 @@ class ExitStatus:
 
     @property
     def signal_name(self) -> str | None:
-        """`SIGKILL` and so on; real-time signals by number."""
-        if self.signal is None:
-            return None
-        try:
-            return signal.Signals(self.signal).name
-        except ValueError:
-            return f"signal {self.signal}"
+        """The name of the signal that ended it, if one did."""
+        return None if self.signal is None else signal_name(self.signal)
 
     def __str__(self) -> str:
         if self.signal is not None:
@@ -114,6 +117,15 @@ def peek_any_child() -> tuple[int, ExitStatus] | None:
     except ChildProcessError:
         return None
     return None if found is None else (found.si_pid, _decode(found))
+
+
+def is_child(pid: int) -> bool:
+    """True for a child of ours, dead or alive; asked of the kernel, since the number may be anybody's word."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def reap_pid(pid: int) -> None:

@@ -22,6 +22,8 @@ import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from modelworker.scoreboard import RECORD_SIZE
+
 from modelsupervisor.errors import AlreadyRunningError, RunDirectoryError, StartError
 
 LOCK = "lock"
@@ -59,6 +61,12 @@ class Leftover:
 
 def _identity(status: os.stat_result) -> Identity:
     return (status.st_dev, status.st_ino)
+
+
+def _is_scoreboard(status: os.stat_result) -> bool:
+    """A regular file as we make it: closed to others, under one name, whole records or none."""
+    closed = stat.S_ISREG(status.st_mode) and not stat.S_IMODE(status.st_mode) & ~0o600
+    return closed and status.st_nlink == 1 and status.st_size % RECORD_SIZE == 0
 
 
 def _kind(mode: int) -> str:
@@ -137,9 +145,12 @@ class RunDirectory:
             text = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
             raise RunDirectoryError(f"cannot use {self.path}/{LOCK}: {text}") from None
         status = os.fstat(lock)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        ours = status.st_uid == os.geteuid() and status.st_nlink == 1
+        if not stat.S_ISREG(status.st_mode) or not ours:
             os.close(lock)
-            raise RunDirectoryError(f"{self.path}/{LOCK} is not a regular file of ours; left alone")
+            raise RunDirectoryError(
+                f"{self.path}/{LOCK} is not a regular file of ours, with one name; left alone"
+            )
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -150,6 +161,7 @@ class RunDirectory:
                 f"(pid {holder[0] or 'unknown'}); nothing was touched"
             ) from None
         self._lock = lock
+        os.fchmod(lock, 0o600)  # whatever the umask was: without it the next start might not open its own file
         try:
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n{about}\n".encode(errors="surrogateescape"), 0)
@@ -190,8 +202,8 @@ class RunDirectory:
         except FileNotFoundError:
             return Leftover(name, True, "gone")
         mode = status.st_mode
-        regular = name == SCOREBOARD and stat.S_ISREG(mode) and status.st_nlink == 1
-        if not (stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode) or regular):
+        board = name == SCOREBOARD and _is_scoreboard(status)
+        if not (stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode) or board):
             return Leftover(name, False, f"{_kind(mode)} that we did not make")
         if status.st_uid != os.geteuid():
             return Leftover(name, False, f"{_kind(mode)} of uid {status.st_uid}")
@@ -261,6 +273,7 @@ class RunDirectory:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             board = os.open(SCOREBOARD, flags, 0o600, dir_fd=self._fd)
             self._made[SCOREBOARD] = _identity(os.fstat(board))
+            os.fchmod(board, 0o600)
             os.posix_fallocate(board, 0, size)
         except OSError as error:
             text = f"cannot make {self.path}/{SCOREBOARD} of {size} bytes: {error.strerror}"

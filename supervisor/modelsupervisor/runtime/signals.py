@@ -15,17 +15,17 @@ from types import FrameType
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 """QUIT and HUP too: by default they would end the supervisor and leave everything that it made."""
 
-UNUSED_SIGNALS = (
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGALRM,
-    signal.SIGVTALRM,
-    signal.SIGPROF,
-    signal.SIGTTIN,
-    signal.SIGTTOU,
-    signal.SIGTSTP,
+_LEFT_ALONE = frozenset(
+    {
+        *(signal.SIGKILL, signal.SIGSTOP),  # not ours to take
+        *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),  # a fault: going on would
+        *(signal.SIGTRAP, signal.SIGSYS, signal.SIGABRT),  # make it again
+        *(signal.SIGPIPE, signal.SIGXFSZ),  # ignored by the interpreter
+        *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),  # harmless by default
+    }
 )
-"""Signals that mean nothing here but would by default end or stop the supervisor; reported and ignored."""
+UNUSED_SIGNALS = tuple(sorted(signal.valid_signals() - _LEFT_ALONE - frozenset(STOP_SIGNALS)))
+"""Signals that mean nothing here but would by default end or stop the supervisor, the real-time ones too; reported and ignored."""
 
 
 class Signals:
@@ -60,13 +60,9 @@ class Signals:
                 pass
         except BlockingIOError:
             pass
-        taken: Counter[int] = Counter()
-        for number in list(self._tally):
-            # A handler may run between these two lines: what it adds then stays for the next time.
-            count = self._tally[number]
-            self._tally[number] -= count
-            if count:
-                taken[number] = count
+        # One reference for another: a handler that runs before this line counts into the old tally, one after it into the new.
+        # Subtracting what was read instead would lose what a handler adds between the reading and the writing.
+        taken, self._tally = self._tally, Counter()
         return taken
 
     def restore(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import socket
 import stat
 import time
@@ -104,6 +105,8 @@ class StdoutSink:
                 if not poll.poll(0):
                     return 0
                 chunk = chunk[: select.PIPE_BUF]
+            if self.is_terminal:
+                return self._write_terminal(chunk)
             return os.write(self._fd, chunk)
         except BlockingIOError:
             return 0
@@ -111,6 +114,18 @@ class StdoutSink:
             # EPIPE, EIO of a terminal that hung up: nobody will ever read this. ENOSPC and the like may pass.
             self.dead = error.errno not in _PASSING
             return 0
+
+    def _write_terminal(self, chunk: memoryview) -> int:
+        """Write to a terminal, also from its background under `stty tostop`.
+
+        There a write raises SIGTTOU and fails with EINTR, and the interpreter tries again, for ever [measured]: blocked, the
+        signal is not raised and the terminal takes the bytes.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+        try:
+            return os.write(self._fd, chunk)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTTOU})
 
     def finish(self, seconds: float) -> None:
         """Write out what waits, for at most so long; the terminal's or pipe's flags are as they were found."""

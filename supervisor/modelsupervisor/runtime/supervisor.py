@@ -198,7 +198,7 @@ class Supervisor:
             facts["model"] = note.template.model
             facts["pid"] = self._templates.pid_of(note.template)
             if note.event == "template.ready":
-                facts.update(self._templates.facts(note.template))
+                facts = {**self._templates.facts(note.template), **facts}
         else:
             facts["pid"] = self._edge.pid
         self._edge.journal.emit(note.level, note.event, **facts, **dict(note.fields))
@@ -236,19 +236,24 @@ class Supervisor:
     # -- signals and orphans --------------------------------------------------------------------------------------
 
     def _on_signals(self, _: int) -> None:
-        for number, count in self._signals.take().items():
+        taken = self._signals.take()
+        hung_up = taken.pop(signal.SIGHUP, 0) > 0
+        for number, count in taken.items():
+            name = processes.signal_name(number)
             if number == signal.SIGCHLD:
                 self._orphans_due = True
             elif number in STOP_SIGNALS:
+                hung_up = False
                 # Two that arrived before the first was seen are two: the operator means now.
                 for _time in range(min(count, 2)):
-                    name = signal.Signals(number).name
                     self.post(StopRequested(self._edge.now(), name))
             else:
-                name = signal.Signals(number).name
                 self._edge.journal.emit(
                     "info", "signal.ignored", pid=self._edge.pid, signal=name, count=count
                 )
+        # Never the second request: of one terminal that goes away, the kernel and the shell tell us both.
+        if hung_up and self._state.run is not Run.STOPPING:
+            self.post(StopRequested(self._edge.now(), "SIGHUP"))
 
     def _reap_orphans(self) -> None:
         """Reap the unknown dead and report the unknown living that were reparented to us.

@@ -145,14 +145,20 @@ class Workers:
         if message["kind"] == "forked" and isinstance(pid, int):
             if mine and worker is not None:
                 self._adopt(worker, pid)
-            elif pid not in self.pids():
+            elif pid not in self.pids() | self._templates.pids():
                 self._end_unwanted(pid)
         elif mine and worker is not None and worker.pid is None:
             self._fail_birth(worker, f"the template could not fork: {message.get('error')}")
 
     def _adopt(self, worker: Worker, pid: int) -> None:
-        """Make a child known. The pid cannot have changed hands: it is our child, and nobody else reaps those."""
+        """Make a child known. Its pid cannot have changed hands: it is our child, and nobody else reaps those.
+
+        That it is one is asked of the kernel: the number is a process's word, and we are going to signal whom it names.
+        """
         if worker.pid is not None:
+            return
+        if pid in self.pids() | self._templates.pids() or not processes.is_child(pid):
+            self._fail_birth(worker, f"the process that it was said to be, {pid}, is no new child of ours")
             return
         try:
             worker.pidfd = os.pidfd_open(pid)

@@ -1,16 +1,22 @@
 """A handler that does what it is told, good or bad: the faults of the process tests are asked for through the model.
 
 A request is JSON: {"do": NAME, …}; anything else is echoed. At load it looks at the environment variable FAULT_AT_LOAD and at the
-file named by FAULT_FILE, so that a fault can be mended while the supervisor runs.
+file named by FAULT_FILE, so that a fault can be mended while the supervisor runs; after the fork at FAULT_AFTER_FORK and the file
+named by FAULT_AFTER_FORK_FILE.
 """
 
 import ctypes
 import json
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+
+kept = []  # what was opened at load, for the life of the process
 
 
 def _meet(fault):
@@ -41,6 +47,17 @@ def _meet(fault):
             print(fault.get("text", "line"), number, file=getattr(sys, fault.get("stream", "stdout")))
     elif name == "write":
         os.write(fault.get("fd", 1), fault["text"].encode("latin-1"))
+    elif name == "printf":
+        for number in range(fault.get("lines", 1)):
+            ctypes.CDLL(None).printf(b"from C %d\n", number)
+    elif name == "all":
+        return [_meet(each) for each in fault["of"]][-1]
+    elif name == "no_forks":
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # not for root
+    elif name == "open":
+        kept.append(open(fault["path"], "rb"))
+    elif name == "thread_at_fork":
+        os.register_at_fork(after_in_child=lambda: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start())
     elif name == "helper":
         return str(_helper(fault))
     elif name == "facts":
@@ -50,10 +67,9 @@ def _meet(fault):
 
 def _helper(fault):
     """Start a helper process and leave it alone; returns its pid."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(1000)"],
-        start_new_session=fault.get("session", False),
-    ).pid
+    if fault.get("orphaned"):  # its own parent, a shell, is gone at once
+        return int(subprocess.check_output(["sh", "-c", "sleep 1000 >&- 2>&- & echo $!"]))
+    return subprocess.Popen(["sleep", "1000"], start_new_session=fault.get("session", False)).pid
 
 
 def _facts():
@@ -66,12 +82,21 @@ def _facts():
         "pgid": os.getpgid(0),
         "status": lines,
         "fds": {fd: _target(fd) for fd in os.listdir("/proc/self/fd")},
-        "affinity": sorted(os.sched_getaffinity(0)),
+        "affinity": {task: sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")},
         "environment": dict(os.environ),
         "cwd": os.getcwd(),
         "path": sys.path,
-        "random": __import__("random").random(),
+        "random": random.random(),
     }
+
+
+def _told(variable, file):
+    """The fault that a variable holds, or the file that another one names, where that exists."""
+    path = os.environ.get(file)
+    if path and os.path.exists(path):
+        with open(path, encoding="utf-8") as stream:
+            return json.loads(stream.read() or "{}")
+    return json.loads(os.environ.get(variable) or "{}")
 
 
 def _target(fd):
@@ -84,17 +109,10 @@ def _target(fd):
 class Faults:
     def initialize(self, context):
         print("loading faults in", os.getpid())
-        path = os.environ.get("FAULT_FILE")
-        fault = os.environ.get("FAULT_AT_LOAD", "{}")
-        if path and os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                fault = file.read() or "{}"
-        _meet(json.loads(fault))
+        _meet(_told("FAULT_AT_LOAD", "FAULT_FILE"))
 
     def after_fork(self, context):
-        fault = os.environ.get("FAULT_AFTER_FORK")
-        if fault:
-            _meet(json.loads(fault))
+        _meet(_told("FAULT_AFTER_FORK", "FAULT_AFTER_FORK_FILE"))
 
     def handle(self, data, context):
         answers = []

@@ -1,0 +1,387 @@
+"""What a worker and its template are, read from /proc: sessions, signals, descriptors, CPUs, environment, helpers, death signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from modelsupervisor.client import Client
+from support.faults import Caller, ask, crash, echo, facts, kill_worker, ready, request, template_pid
+from support.instance import (
+    ROOT,
+    Instance,
+    alive,
+    children_of,
+    environment,
+    marked_processes,
+    state_of,
+    wait_for,
+)
+from support.unprivileged import NOBODY, launch_as_nobody
+
+Make = Callable[..., Instance]
+Running = Callable[..., Instance]
+
+FAULTHANDLERS = {
+    signal.SIGSEGV,
+    signal.SIGFPE,
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGILL,
+}
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """The fields of /proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def mask(field: str) -> set[signal.Signals]:
+    """The signals of a mask in /proc/PID/status, those of the C library's own left out."""
+    bits = int(field, 16)
+    return {number for number in signal.Signals if bits >> (number - 1) & 1}
+
+
+def sessions_of(pid: int) -> tuple[int, int, int]:
+    """Parent, process group and session of a process."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(words[1]), int(words[2]), int(words[3])
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """The open descriptors of a process and what they are."""
+    found = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+    return found
+
+
+def kinds(pid: int) -> list[str]:
+    """The kinds of what a process holds open, sorted: `socket`, `pipe`, `anon_inode`, or a path."""
+    return sorted(
+        target if target.startswith("/") else target.split(":")[0] for target in descriptors(pid).values()
+    )
+
+
+# -- sessions and signals ---------------------------------------------------------------------------------------------
+
+
+def test_worker_and_template_lead_sessions_of_their_own(running: Running) -> None:
+    """Ctrl-C reaches the supervisor alone; both are its children, the worker by reparenting."""
+    instance = running(workers=2)
+    processes = [template_pid(instance)]
+    processes += [instance.worker(index=index)["pid"] for index in (0, 1)]
+    for pid in processes:
+        assert sessions_of(pid) == (instance.pid, pid, pid)
+    assert sorted(children_of(instance.pid)) == sorted(processes)
+    assert sessions_of(instance.pid)[2] not in processes
+
+
+SULLEN = """
+import os, signal, sys
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGTTIN, signal.SIGALRM):
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_SETMASK, set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP})
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("sullen", [False, True], ids=["plain", "signals_blocked_and_ignored"])
+def test_signals_are_unblocked_and_default(instance: Make, sullen: bool) -> None:
+    """SigBlk is empty, SigIgn is SIGPIPE and SIGXFSZ, SigCgt is faulthandler's, whatever our own parent left us with.
+
+    And a supervisor that was started with every signal blocked or ignored still stops at SIGTERM.
+    """
+    started = instance("worker.exited")
+    started.write(started.model())
+    line = [sys.executable, "-m", "modelsupervisor", "start", "-c", str(started.config)]
+    started.launch(command=[sys.executable, "-c", SULLEN, *line] if sullen else line)
+    started.wait_event("supervisor.ready")
+    worker = started.worker()["pid"]
+    echo(started)
+    for pid in (worker, template_pid(started)):
+        status = status_of(pid)
+        assert mask(status["SigBlk"]) == set()
+        assert mask(status["ShdPnd"]) == set()
+        assert mask(status["SigIgn"]) == {signal.SIGPIPE, signal.SIGXFSZ}
+        assert mask(status["SigCgt"]) == FAULTHANDLERS
+    os.kill(worker, signal.SIGTERM)
+    ready(started, 2)
+    assert started.stop() == 0
+
+
+def test_no_core_files(running: Running) -> None:
+    """The soft core limit of both is 0."""
+    instance = running()
+    for pid in (template_pid(instance), instance.worker()["pid"]):
+        (line,) = (
+            line
+            for line in Path(f"/proc/{pid}/limits").read_text().splitlines()
+            if line.startswith("Max core file size")
+        )
+        assert line.split()[4] == "0"
+
+
+# -- descriptors ------------------------------------------------------------------------------------------------------
+
+
+def test_descriptors_are_those_on_the_list(instance: Make) -> None:
+    """Worker: nothing, two FIFOs, channel, listener, epoll, its connections. Template: nothing, two pipes, channel.
+
+    Not one of the supervisor's, of a sibling's, or of what the supervisor itself inherited.
+    """
+    made = instance()
+    made.write(made.model(workers=3) + made.model("other"))
+    line = [sys.executable, "-m", "modelsupervisor", "start", "-c", str(made.config)]
+    # The shell hands a descriptor on, as `flock` and build tools do.
+    shell = ["sh", "-c", f'exec "$@" 9< {made.config}', "sh"]
+    made.launch(command=[*shell, *line])
+    made.wait_event("supervisor.ready")
+    assert descriptors(made.pid)[9] == str(made.config)
+    for model, index in (("echo", 0), ("echo", 2), ("other", 0)):
+        pid = made.worker(model, index)["pid"]
+        with Client([str(made.socket(model, index))]) as client:
+            client.predict(b"keep this connection")
+            found = descriptors(pid)
+            assert found[0] == "/dev/null"
+            assert found[1] == str(made.run_dir / f"{model}.{index}.stdout")
+            assert found[2] == str(made.run_dir / f"{model}.{index}.stderr")
+            rest = sorted(target.split(":")[0] for fd, target in found.items() if fd > 2)
+            assert rest == ["anon_inode", "socket", "socket", "socket"], found
+            assert "anon_inode:[eventpoll]" in found.values()
+
+        def connection_closed(pid: int = pid) -> bool:
+            return kinds(pid).count("socket") == 2
+
+        wait_for(connection_closed, "the worker to close the connection")
+    for event in made.events("template.ready"):
+        found = descriptors(event["pid"])
+        assert sorted(found) == [0, 1, 2, 3]
+        assert found[0] == "/dev/null"
+        assert [found[fd].split(":")[0] for fd in (1, 2, 3)] == ["pipe", "pipe", "socket"]
+
+
+def test_descriptors_of_a_successor_are_as_few(running: Running) -> None:
+    """The second generation holds what the first held, and so does the template."""
+    instance = running("worker.exited", workers=2)
+    first = kinds(instance.worker()["pid"])
+    template = descriptors(template_pid(instance))
+    kill_worker(instance, signal.SIGKILL)
+    ready(instance, 2)
+    assert kinds(instance.worker()["pid"]) == first
+    assert descriptors(template_pid(instance)) == template
+
+
+def test_descriptors_that_the_model_opened_at_load_cross_the_fork(
+    running: Running, short_tmp: Path
+) -> None:
+    """A file that the handler keeps open, a memory-mapped set of weights say, is open in every worker."""
+    weights = short_tmp / "weights"
+    weights.write_bytes(b"w" * 10)
+    fault = {"do": "all", "of": [{"do": "open", "path": str(weights)}] * 3}
+    instance = running("worker.exited", env__FAULT_AT_LOAD=json.dumps(fault))
+    assert list(descriptors(template_pid(instance)).values()).count(str(weights)) == 3
+    for generation in (1, 2):
+        pid = ready(instance, generation)["pid"]
+        assert list(descriptors(pid).values()).count(str(weights)) == 3
+        if generation == 1:
+            kill_worker(instance, signal.SIGKILL)
+
+
+# -- environment, CPUs, randomness ------------------------------------------------------------------------------------
+
+
+def test_thread_variables_are_set_where_the_operator_has_not(instance: Make) -> None:
+    """env.NAME and the supervisor's environment go before the plan, which goes before nothing."""
+    made = instance()
+    made.write(made.model(threads=3, env__MKL_NUM_THREADS="7", env__OWN="words with spaces"))
+    made.launch(NUMEXPR_NUM_THREADS="5", MXNET_CPU_WORKER_NTHREADS="")
+    made.wait_event("supervisor.ready")
+    found = facts(made)["environment"]
+    assert found["OMP_NUM_THREADS"] == "3"
+    assert found["MXNET_OMP_MAX_THREADS"] == "3"
+    assert found["OPENBLAS_NUM_THREADS"] == "3"
+    assert found["MKL_NUM_THREADS"] == "7"
+    assert found["NUMEXPR_NUM_THREADS"] == "5"
+    assert found["MXNET_CPU_WORKER_NTHREADS"] == ""
+    assert found["MXNET_USE_OPERATOR_TUNING"] == "0"
+    assert found["OWN"] == "words with spaces"
+    assert made.worker()["threads"] == 3
+
+
+def test_the_operators_openmp_count_is_the_workers(instance: Make) -> None:
+    """OMP_NUM_THREADS from outside is kept, and is the number that the other libraries get and `status` shows."""
+    made = instance()
+    made.write(made.model())
+    made.launch(OMP_NUM_THREADS="2")
+    made.wait_event("supervisor.ready")
+    found = facts(made)["environment"]
+    assert (found["OMP_NUM_THREADS"], found["OPENBLAS_NUM_THREADS"]) == ("2", "2")
+    assert made.worker()["threads"] == 2
+
+
+def test_every_thread_of_a_worker_is_on_its_cpus(running: Running) -> None:
+    """Also a thread that a framework's fork handler started before ours ran, with the template's mask."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        pytest.skip("one CPU cannot be shared out")
+    fault = json.dumps({"do": "thread_at_fork"})
+    instance = running(workers=2, env__FAULT_AT_LOAD=fault)
+    share = len(allowed) // 2
+    for index in (0, 1):
+        planned = allowed[index * share : (index + 1) * share]
+        found = facts(instance, index=index)["affinity"]
+        assert len(found) == 2
+        assert all(cpus == planned for cpus in found.values())
+        assert instance.worker(index=index)["cpus"] == planned
+        assert ready(instance, 1, index)["worker"] == index
+    union = sorted(os.sched_getaffinity(template_pid(instance)))
+    assert union == allowed[: 2 * share]
+
+
+def test_cpus_of_an_operator_are_kept_over_restarts(running: Running) -> None:
+    """`cpus = LIST` in the file is where the worker runs, in every generation."""
+    last = max(os.sched_getaffinity(0))
+    instance = running("worker.exited", cpus=last)
+    for generation in (1, 2):
+        ready(instance, generation)
+        assert set(map(tuple, facts(instance)["affinity"].values())) == {(last,)}
+        if generation == 1:
+            kill_worker(instance, signal.SIGKILL)
+
+
+def test_random_numbers_differ_between_workers_and_generations(running: Running) -> None:
+    """random and numpy.random are reseeded in the child: siblings forked from one template would draw the same."""
+    model = ROOT / "tests" / "models" / "dice"
+    instance = running("worker.exited", folder=model, workers=3)
+    template_pid(instance)
+    drawn = [tuple(json.loads(echo(instance, index=index))) for index in (0, 1, 2)]
+    kill_worker(instance, signal.SIGKILL)
+    ready(instance, 2)
+    drawn.append(tuple(json.loads(echo(instance))))
+    for source in zip(*drawn, strict=True):
+        assert len(set(source)) == 4, drawn
+
+
+def test_import_path_and_working_directory_are_the_models(running: Running) -> None:
+    """The folder is first on sys.path and the working directory; the rest is what that interpreter has by itself."""
+    instance = running()
+    folder = str(ROOT / "tests" / "models" / "faults")
+    found = facts(instance)
+    plain = subprocess.check_output(
+        [sys.executable, "-c", "import json, sys; print(json.dumps(sys.path))"],
+        env=environment("plain"),
+    )
+    assert found["path"] == [folder, *json.loads(plain)[1:]]
+    assert found["cwd"] == folder
+
+
+# -- helpers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orphaned", [False, True], ids=["child", "whose_own_parent_left"])
+def test_a_helper_in_the_session_dies_with_its_worker(running: Running, orphaned: bool) -> None:
+    """Killed before its worker is reaped, named in the reason, and no zombie is left of it."""
+    instance = running("worker.exited")
+    helper = int(ask(instance, "helper", orphaned=orphaned))
+    assert state_of(helper) == "S"
+    kill_worker(instance, signal.SIGKILL)
+    ready(instance, 2)
+    wait_for(lambda: state_of(helper) is None, "the helper to be gone, reaped")
+    assert "1 helper processes killed with it" in instance.wait_event("worker.exited")["reason"]
+    expected = {template_pid(instance), instance.worker()["pid"]}
+    assert set(children_of(instance.pid)) == expected
+    assert not instance.events("orphan.killed")
+
+
+def test_a_helper_dies_with_a_worker_that_stops_as_asked(running: Running) -> None:
+    """A graceful stop leaves no helper either."""
+    instance = running()
+    helper = int(ask(instance, "helper"))
+    assert instance.stop() == 0
+    assert state_of(helper) is None
+
+
+def test_a_helper_that_left_the_session_is_reported_and_ends_with_the_supervisor(
+    running: Running,
+) -> None:
+    """What its worker's session does not hold is an orphan.adopted event, lives on, and is gone after the stop."""
+    instance = running("worker.exited")
+    helper = int(ask(instance, "helper", session=True))
+    kill_worker(instance, signal.SIGKILL)
+    adopted = instance.wait_event("orphan.adopted")
+    assert (adopted["pid"], adopted["command"], adopted["level"]) == (helper, "sleep", "warning")
+    ready(instance, 2)
+    assert alive(helper)
+    assert instance.stop() == 0
+    assert state_of(helper) is None
+    assert [event["pid"] for event in instance.events("orphan.killed")] == [helper]
+    assert len(instance.events("orphan.adopted")) == 1
+
+
+def test_an_orphan_that_ends_by_itself_is_reaped(running: Running) -> None:
+    """It was reported when it came and is when it goes; no zombie stays."""
+    instance = running("worker.exited")
+    helper = int(ask(instance, "helper", session=True))
+    kill_worker(instance, signal.SIGKILL)
+    instance.wait_event("orphan.adopted", pid=helper)
+    os.kill(helper, signal.SIGTERM)
+    gone = instance.wait_event("orphan.exited", pid=helper)
+    assert gone["reason"] == "killed by SIGTERM"
+    assert state_of(helper) is None
+
+
+# -- the supervisor's own death ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quiet", [True, False], ids=["pause", "sleep"])
+def test_a_worker_busy_in_c_is_gone_within_a_second_of_its_supervisor(
+    running: Running, quiet: bool
+) -> None:
+    """It holds the GIL for ever and sees neither message nor signal handler: the kernel kills it, and its template."""
+    instance = running()
+    with Caller(instance.socket(), request("busy_in_c", quiet=quiet)):
+        record = instance.run_dir / "scoreboard"
+        wait_for(lambda: record.read_bytes()[32] == 1, "the request to be in hand")
+        instance.signal(signal.SIGKILL)
+        wait_for(lambda: not marked_processes(instance.mark), "everything to be gone", 1.0)
+    instance.wait()
+    instance.start()  # sweeps what was left
+    assert echo(instance) == b"are you there"
+
+
+# -- another user -----------------------------------------------------------------------------------------------------
+
+
+def test_an_unprivileged_user_runs_it_all(instance: Make) -> None:
+    """As nobody: start, predict, kill, predict again, stop; worker and template are nobody's and end with the supervisor."""
+    made = instance("worker.exited")
+    made.write(made.model(workers=2))
+    launch_as_nobody(made).wait_event("supervisor.ready")
+    for pid in (made.pid, template_pid(made), made.worker()["pid"]):
+        assert status_of(pid)["Uid"].split() == [str(NOBODY)] * 4
+    assert echo(made) == b"are you there"
+    crash(made, "kill")
+    ready(made, 2)
+    assert echo(made) == b"are you there"
+    assert made.stop() == 0
+
+
+def test_an_unprivileged_users_workers_die_with_it(instance: Make) -> None:
+    """The death signal holds for a user without capabilities too."""
+    made = instance()
+    made.write(made.model())
+    launch_as_nobody(made).wait_event("supervisor.ready")
+    made.signal(signal.SIGKILL)
+    made.wait()
+    wait_for(lambda: not marked_processes(made.mark), "everything to be gone", 1.0)
+    launch_as_nobody(made).wait_event("supervisor.ready")
+    assert made.stop() == 0
