@@ -63,13 +63,12 @@ def _table(rows: list[KeyRow]) -> str:
 def page() -> str:
     """The whole page, ending in a newline."""
     rows = describe_keys()
-    parts = [_HEAD]
-    for section in dict.fromkeys(row.section for row in rows):
-        parts.append(
-            f"## `[{section}]`\n\n{_table([row for row in rows if row.section == section])}\n"
-        )
-    parts.append(_TAIL)
-    return "\n".join(parts)
+    sections = {
+        section: [row for row in rows if row.section == section]
+        for section in (row.section for row in rows)
+    }
+    tables = [f"## `[{section}]`\n\n{_table(its_rows)}\n" for section, its_rows in sections.items()]
+    return "\n".join([_HEAD, *tables, _TAIL])
 
 
 if __name__ == "__main__":

@@ -33,23 +33,6 @@ def echo(instance: Make) -> Instance:
     return made
 
 
-def lock_text(instance: Instance) -> list[str]:
-    """The lines of the lock's text, as far as it was written."""
-    try:
-        return (instance.run_dir / "lock").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-
-
-def wait_locked(instance: Instance) -> None:
-    """Return at the moment at which the supervisor has the lock."""
-    deadline = time.monotonic() + LIMIT
-    pid = str(instance.pid)
-    while lock_text(instance)[:1] != [pid]:
-        assert time.monotonic() < deadline, instance.story()
-        time.sleep(0.0003)
-
-
 def gone_within(mark: str, seconds: float) -> None:
     """Fail where a process of an instance lives for longer than so many seconds from now."""
     wait_for(lambda: not marked_processes(mark), "every process to be gone", seconds)

@@ -78,6 +78,18 @@ def test_exit_when_a_worker_says_that_it_cannot_start() -> None:
     assert one(history.template_exited(), act.Exit).code == 1
 
 
+def test_a_worker_that_was_told_to_go_has_not_declined() -> None:
+    """A restart during the start ends a worker that was being born: what it says of its start then ends nothing."""
+    history = History(2)
+    history.start()
+    history.loaded()
+    history.born(0)
+    history.restart_slot(0)
+    report = one(history.exited(0, declined=True), act.ReportWorkerExit)
+    assert (report.asked, report.next) == (True, Next.RESTART)
+    assert history.state.run is Run.STARTING
+
+
 def test_a_crash_while_starting_is_tried_again() -> None:
     """What is not deterministic is not held against the start until it has happened max_failures times."""
     history = History(max_failures=3)

@@ -7,8 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 
@@ -78,8 +78,11 @@ def test_the_folder_is_the_working_directory_and_first_on_the_path(tmp_path: Pat
     """A handler opens its files and imports its modules as they lie beside it."""
     write(tmp_path, "WORD = 'beside'", "beside.py")
     (tmp_path / "weights.txt").write_text("42")
-    write(tmp_path, "import beside\nwords = []\ndef handle(data, context):\n    words.extend(("
-          "beside.WORD, open('weights.txt').read()))\n")
+    write(
+        tmp_path,
+        "import beside, pathlib\nwords = []\ndef handle(data, context):\n    words.extend(("
+        "beside.WORD, pathlib.Path('weights.txt').read_text()))\n",
+    )
     assert load_model(spec(tmp_path)).module.words == ["beside", "42"]
     assert os.getcwd() == os.path.realpath(tmp_path)
     assert sys.path[0] == os.path.realpath(tmp_path)
@@ -94,7 +97,9 @@ def test_a_gpu_is_a_number(tmp_path: Path) -> None:
 def test_a_handler_in_a_folder_of_the_model(tmp_path: Path) -> None:
     """Its own folder joins the import path, too."""
     write(tmp_path, "WORD = 'deep'", "code/deep.py")
-    write(tmp_path, "import deep\ndef handle(data, context):\n    return [deep.WORD]\n", "code/s.py")
+    write(
+        tmp_path, "import deep\ndef handle(data, context):\n    return [deep.WORD]\n", "code/s.py"
+    )
     model = load_model(spec(tmp_path, "code/s.py:handle"))
     assert model.handle([{}], model.context) == ["deep"]
 
@@ -117,7 +122,7 @@ def test_a_class_may_be_named() -> None:
 
 def test_what_the_handler_raises_fails_the_load() -> None:
     """MMS swallows it and serves a model that is not there."""
-    with pytest.raises(RuntimeError, match="no weights at .*refusing"):
+    with pytest.raises(RuntimeError, match=r"no weights at .*refusing"):
         load_model(spec(MODELS / "refusing"))
 
 
@@ -152,7 +157,11 @@ def test_the_manifest_is_the_archives_or_a_minimal_one(tmp_path: Path) -> None:
     """Handlers read context.manifest."""
     write(tmp_path, FUNCTION)
     minimal = load_model(spec(tmp_path)).context.manifest
-    assert minimal["model"] == {"modelName": "m", "modelVersion": "1.0", "handler": "service:handle"}
+    assert minimal["model"] == {
+        "modelName": "m",
+        "modelVersion": "1.0",
+        "handler": "service:handle",
+    }
     write(tmp_path, json.dumps({"model": {"modelName": "other"}}), "MAR-INF/MANIFEST.json")
     assert load_model(spec(tmp_path)).context.manifest == {"model": {"modelName": "other"}}
     for broken in ("{", "[]"):
@@ -288,8 +297,10 @@ def test_hooks_are_the_classs_or_the_modules(tmp_path: Path, warm: LoadedModel) 
     classy = load_model(spec(MODELS / "classy"))
     assert warm_up(classy, None) is True
     after_fork(classy)
-    assert classy.instance.warmed and classy.instance.forked  # type: ignore[union-attr,attr-defined]
-    hooks = "def warmup(context):\n    after.append(1)\ndef after_fork(context):\n    after.append(2)\n"
+    assert classy.instance.warmed and classy.instance.forked  # type: ignore[union-attr]
+    hooks = (
+        "def warmup(context):\n    after.append(1)\ndef after_fork(context):\n    after.append(2)\n"
+    )
     write(tmp_path, "after = []\n" + hooks + FUNCTION, "hooks.py")
     module = load_model(spec(tmp_path, "hooks"))
     assert warm_up(module, None) is True

@@ -1,4 +1,4 @@
-"""The shape of the repository: where things lie, how large they may be, who may import whom, and that nothing of one machine is in it."""
+"""The shape of the repository: where things lie, how large they may be, who may import whom, and nothing of one machine."""
 
 from __future__ import annotations
 

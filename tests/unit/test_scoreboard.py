@@ -75,7 +75,6 @@ def test_a_record_in_a_shared_map() -> None:
         view.release()
 
 
-
 def test_a_worker_that_died_while_writing_is_still_read(memory: bytearray) -> None:
     """An odd sequence for ever: the last reading is as good as any."""
     record = Record(memory)

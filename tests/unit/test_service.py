@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Callable, Dict, List, Tuple
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ JSON = "application/json"
 
 
 def request(
-    *parameters: Tuple[str, str, bytes], name: str = "r1", headers: Tuple[Tuple[str, str], ...] = ()
+    *parameters: tuple[str, str, bytes], name: str = "r1", headers: tuple[tuple[str, str], ...] = ()
 ) -> Request:
     return Request(name, list(headers), [Parameter(*each) for each in parameters])
 
@@ -33,7 +34,7 @@ class Worker:
     def __init__(self, handle: Callable[[Any, Context], Any]) -> None:
         self.handle = handle
         self.context = Context("m", "/models/m", {}, 8, None, "0.1.0")
-        self.events: List[Tuple[str, str, Dict[str, Any]]] = []
+        self.events: list[tuple[str, str, dict[str, Any]]] = []
 
     def event(self, level: str, event: str, **fields: Any) -> None:
         self.events.append((level, event, fields))
@@ -46,10 +47,10 @@ class Worker:
         assert not reader.pending
         return response
 
-    def failure(self, *requests: Request) -> Tuple[int, str, Dict[str, Any]]:
+    def failure(self, *requests: Request) -> tuple[int, str, dict[str, Any]]:
         """The code and message of a batch that fails as a whole, and the fields of its one event."""
         response = self.ask(*requests)
-        for item, asked in zip(response.items, requests):
+        for item, asked in zip(response.items, requests, strict=True):
             assert item == (asked.request_id, "", response.code, "", [], b"error")
         ((level, event, fields),) = self.events
         assert (level, event) == ("error", "request.failed")
@@ -60,6 +61,16 @@ class Worker:
 
 def returning(value: Any) -> Worker:
     return Worker(lambda data, context: value)
+
+
+def keeping(given: list[Any]) -> Callable[[Any, Context], Any]:
+    """A handler that notes what it is given."""
+
+    def handle(data: Any, context: Context) -> Any:
+        given.extend(data)
+        return [b""] * len(data)
+
+    return handle
 
 
 def raising(error: BaseException) -> Worker:
@@ -85,16 +96,16 @@ def raising(error: BaseException) -> Worker:
 )
 def test_values_by_content_type(content_type: str, raw: bytes, value: Any) -> None:
     """Exactly application/json is parsed, text is decoded, the rest stays bytes."""
-    given: List[Any] = []
-    Worker(lambda data, context: given.extend(data) or [b""]).ask(body(raw, content_type))
+    given: list[Any] = []
+    Worker(keeping(given)).ask(body(raw, content_type))
     assert given == [{"body": value}]
     assert type(given[0]["body"]) is type(value)
 
 
 def test_parameters_become_a_dict_of_which_the_last_of_a_name_counts() -> None:
     """As MMS builds it."""
-    given: List[Any] = []
-    worker = Worker(lambda data, context: given.extend(data) or [b""] * len(data))
+    given: list[Any] = []
+    worker = Worker(keeping(given))
     worker.ask(request(("a", "", b"1"), ("b", "", b"2"), ("a", "", b"3")), request(name="r2"))
     assert given == [{"a": b"3", "b": b"2"}, {}]
 
@@ -113,7 +124,7 @@ def test_what_cannot_be_decoded_fails_its_request_alone(
 ) -> None:
     """The others run, indexes count what the handler was given, and nothing is an error event."""
 
-    def handle(data: Any, context: Context) -> List[Any]:
+    def handle(data: Any, context: Context) -> list[Any]:
         assert context.request_ids == {0: "r1", 1: "r3"}
         assert context.get_request_header(1, "h") == "v"
         context.set_response_header(1, "for", "r3")
@@ -168,16 +179,16 @@ def test_replies_are_bytes_text_or_json(value: Any, expected: bytes) -> None:
 def test_a_batch_keeps_its_order() -> None:
     """One item a request, under its id."""
     worker = Worker(lambda data, context: [row["body"] for row in data])
-    response = worker.ask(*(body(b"%d" % each, name="r%d" % each) for each in range(16)))
+    response = worker.ask(*(body(b"%d" % each, name=f"r{each}") for each in range(16)))
     assert [(item.request_id, item.body) for item in response.items] == [
-        ("r%d" % each, b"%d" % each) for each in range(16)
+        (f"r{each}", b"%d" % each) for each in range(16)
     ]
 
 
 def test_status_headers_and_content_type_travel() -> None:
     """The golden vector's way: the content type is the field and a header."""
 
-    def handle(data: Any, context: Context) -> List[Any]:
+    def handle(data: Any, context: Context) -> list[Any]:
         context.set_response_content_type(0, "text/plain")
         context.set_response_status(201, "Made", 0)
         context.set_response_header(0, "dummy", 1)  # type: ignore[arg-type] # handlers do
@@ -206,9 +217,8 @@ def test_a_result_of_the_wrong_length(value: Any) -> None:
     assert f"{len(value)}; expected 1" in fields["message"]
 
 
-
-def recursive() -> List[Any]:
-    value: List[Any] = []
+def recursive() -> list[Any]:
+    value: list[Any] = []
     value.append(value)
     return value
 
@@ -236,7 +246,7 @@ def test_a_reply_that_cannot_be_written(value: Any) -> None:
 def test_a_status_or_header_that_cannot_be_written(spoil: Callable[[Any], None]) -> None:
     """The batch fails; the worker and its stream go on."""
 
-    def handle(data: Any, context: Context) -> List[Any]:
+    def handle(data: Any, context: Context) -> list[Any]:
         spoil(context)
         return ["x"]
 
@@ -250,7 +260,7 @@ def test_replies_over_the_limits_are_refused_here(monkeypatch: pytest.MonkeyPatc
     code, _, fields = returning([b"x" * 101]).failure(body(b""))
     assert code == 503
     assert "101 long; expected at most 100" in fields["message"]
-    asked = [body(b"", name="r%d" % each) for each in range(4)]
+    asked = [body(b"", name=f"r{each}") for each in range(4)]
     code, _, fields = returning([b"x" * 100] * 4).failure(*asked)
     assert code == 503
     assert "expected at most 300" in fields["message"]
@@ -345,9 +355,9 @@ def test_predict_raises_what_the_handler_raises() -> None:
 
 def test_every_name_of_the_context() -> None:
     """What WIRE lists works from inside a handler."""
-    seen: List[Any] = []
+    seen: list[Any] = []
 
-    def handle(data: Any, context: Context) -> List[Any]:
+    def handle(data: Any, context: Context) -> list[Any]:
         context.set_all_response_status(202, "Later")
         context.set_response_content_type(1, "a/b")
         assert context.request_processor is not None
@@ -400,7 +410,12 @@ def test_every_name_of_the_context() -> None:
 
 def test_nothing_of_a_batch_reaches_the_next() -> None:
     """One context serves all batches, as in MMS."""
-    worker = Worker(lambda data, context: context.set_response_status(201) or ["x"])
+
+    def handle(data: Any, context: Context) -> Any:
+        context.set_response_status(201)
+        return ["x"]
+
+    worker = Worker(handle)
     assert worker.ask(body(b"")).items[0].status == 201
     worker.context.end_batch()
     assert worker.context.request_ids is None
@@ -412,8 +427,8 @@ def test_nothing_of_a_batch_reaches_the_next() -> None:
 # Metrics
 
 
-def metric_lines(record: Callable[[Any], None], capsys: pytest.CaptureFixture[str]) -> List[str]:
-    def handle(data: Any, context: Context) -> List[Any]:
+def metric_lines(record: Callable[[Any], None], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    def handle(data: Any, context: Context) -> list[Any]:
         record(context.metrics)
         return [""] * len(data)
 

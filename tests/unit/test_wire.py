@@ -69,6 +69,14 @@ def read(frame: bytes, limits: Limits | None = None) -> object:
     return reader.next_command()
 
 
+def trickle(frame: bytes, reader: CommandReader) -> object:
+    """The command of a frame that comes byte by byte."""
+    for index in range(len(frame)):
+        assert reader.next_command() is None
+        reader.feed(frame[index : index + 1])
+    return reader.next_command()
+
+
 def refused(frame: bytes, limits: Limits | None = None) -> WireError:
     with pytest.raises(WireError) as caught:
         read(frame, limits)
@@ -220,11 +228,7 @@ def batch(requests: int = 1, headers: int = 0, parameters: int = 0, body: bytes 
 def test_limits_are_inclusive(frame: bytes) -> None:
     """Exactly as much as is allowed is allowed, whole or byte by byte."""
     assert isinstance(read(frame, SMALL), PredictCommand)
-    reader = CommandReader(SMALL)
-    for index in range(len(frame)):
-        assert reader.next_command() is None
-        reader.feed(frame[index : index + 1])
-    assert isinstance(reader.next_command(), PredictCommand)
+    assert isinstance(trickle(frame, CommandReader(SMALL)), PredictCommand)
 
 
 @pytest.mark.parametrize(
@@ -244,11 +248,8 @@ def test_limits_are_inclusive(frame: bytes) -> None:
 def test_over_a_limit_is_413(frame: bytes) -> None:
     """Each limit holds, whether a frame comes whole or byte by byte, and before its body has come."""
     assert refused(frame, SMALL).code == 413
-    reader = CommandReader(SMALL)
     with pytest.raises(WireError) as caught:
-        for index in range(len(frame)):
-            reader.feed(frame[index : index + 1])
-            reader.next_command()
+        trickle(frame, CommandReader(SMALL))
     assert caught.value.code == 413
 
 

@@ -9,7 +9,6 @@ use of a pool. READY is a message, and it is sent last.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import socket
 import traceback
@@ -118,7 +117,6 @@ def _settle(birth: Birth, inheritance: Inheritance, intermediate: int) -> Record
     What needs no parent comes first: the intermediate reparents us only after its own memory is torn down, which with a large
     model takes as long as a fork [measured], and this work fills that time.
     """
-    process.default_signals()
     os.setsid()
     os.dup2(birth.stdout, 1)
     os.dup2(birth.stderr, 2)
@@ -130,7 +128,8 @@ def _settle(birth: Birth, inheritance: Inheritance, intermediate: int) -> Record
     if not birth.freshly_seeded:
         frameworks.reseed_mxnet()
     process.set_title("modelsupervisor: %s/%d" % (birth.model, birth.worker))
-    region = mmap.mmap(birth.scoreboard, RECORD_SIZE, offset=birth.scoreboard_offset)
+    offset = birth.scoreboard_offset
+    region = process.map_shared(inheritance.libc, birth.scoreboard, RECORD_SIZE, offset)
     os.close(birth.scoreboard)
     record = Record(region)
     record.reset(birth.generation)

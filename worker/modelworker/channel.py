@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import array
 import json
-import select
 import socket
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 MAX_MESSAGE = 65536
 TEXT_KEPT = 32768
 """Bytes of a traceback that a message carries: its end, where the cause is, twice within MAX_MESSAGE even when escaped."""
 
 MAX_DESCRIPTORS = 8
+
+_encode = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder for each message
 
 
 class ChannelClosed(Exception):
@@ -35,11 +36,11 @@ def tail(text: str, limit: int = TEXT_KEPT) -> str:
 def encode(kind: str, fields: Dict[str, Any]) -> bytes:
     """One message. ASCII JSON, so that lone surrogates from undecodable bytes survive; fields that are too long are cut."""
     message = dict(fields, kind=kind)
-    raw = json.dumps(message, default=str).encode("ascii")
+    raw = _encode(message).encode("ascii")
     limit = TEXT_KEPT
     while len(raw) > MAX_MESSAGE and limit > 64:
         limit //= 2
-        raw = json.dumps(_cut(message, limit), default=str).encode("ascii")
+        raw = _encode(_cut(message, limit)).encode("ascii")
     return raw
 
 
@@ -79,6 +80,12 @@ class Channel:
         except OSError:
             self._lost += 1
 
+    def hand_over(self, descriptors: Sequence[int], kind: str, **fields: Any) -> None:
+        """Send a message with descriptors, waiting for room. Raises OSError where the other side is gone."""
+        rights = array.array("i", descriptors).tobytes()
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
+        self._socket.sendmsg([encode(kind, fields)], ancillary, socket.MSG_NOSIGNAL)
+
     def event(self, level: str, event: str, **fields: Any) -> None:
         """Have the supervisor log an event; only it counts `seq`. Lost ones are reported with the next."""
         lost, self._lost = self._lost, 0
@@ -92,12 +99,6 @@ class Channel:
         """The next message, or None when none is there. Raises ChannelClosed at the end of file."""
         message, _ = self._receive(socket.MSG_DONTWAIT)
         return message
-
-    def pending(self, seconds: float) -> bool:
-        """True once a message, or the end of file, is there; False when none came within the time."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
 
     def wait(self) -> Tuple[Optional[Dict[str, Any]], List[int]]:
         """Block for the next message and the descriptors that came with it. Raises ChannelClosed at the end of file."""

@@ -17,6 +17,9 @@ from typing import Iterable, List, Optional
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 _IOLBF = 1  # setvbuf(3), glibc and musl alike
+_PROT_READ_WRITE = 0x1 | 0x2  # mmap(2)
+_MAP_SHARED = 0x1
+_MAP_FAILED = ctypes.c_void_p(-1).value
 _FOREVER_IGNORED = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
 
 
@@ -113,6 +116,23 @@ def pin(cpus: Optional[Iterable[int]]) -> List[int]:
             except ProcessLookupError:
                 continue
     return sorted(os.sched_getaffinity(0))
+
+
+def map_shared(libc: ctypes.CDLL, descriptor: int, size: int, offset: int) -> memoryview:
+    """Map `size` bytes of a file for as long as this process lives. Raises OSError.
+
+    Through C, because Python's own mmap keeps a duplicate of the descriptor (its `trackfd` came with 3.13), and the handler would
+    then hold not one record of the file but all of its siblings'.
+    """
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
+    ]
+    address = libc.mmap(None, size, _PROT_READ_WRITE, _MAP_SHARED, descriptor, offset)
+    if address is None or address == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, "mmap: " + os.strerror(number))
+    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
 
 
 def set_title(title: str) -> None:

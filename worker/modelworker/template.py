@@ -7,9 +7,8 @@ channel. It binds itself to the union of its workers' CPUs *before* any import (
 loads the handler, warms it, says `loaded`, and from then on does nothing but answer `fork`: whatever was loaded is shared, page by
 page, with every worker that comes of it.
 
-A birth is a double fork. The template's child forks the worker and exits at once; the worker is reparented to the supervisor, a
-child subreaper, and so is the supervisor's own child: one place sees every exit status. The template reaps the child in between
-before it says `forked`, because only then is the worker's pidfd something that the supervisor may wait on [measured: ECHILD before].
+A birth is a double fork, by way of a `midwife`: the worker is reparented to the supervisor, a child subreaper, and so is the
+supervisor's own child: one place sees every exit status.
 
 Only what is on a list crosses the fork: the worker's own descriptors, and what the model itself opened while it loaded.
 """
@@ -20,24 +19,26 @@ import argparse
 import ctypes
 import errno
 import faulthandler
+import gc
 import os
+import select
 import socket
-import struct
-import sys
 import time
 import traceback
 from typing import Any, Dict, FrozenSet, List, NoReturn, Optional, Sequence
 
 from modelworker import frameworks, loader, process
-from modelworker.boot import Birth, Inheritance, become_worker
+from modelworker.boot import Inheritance, close_all_but
 from modelworker.channel import Channel, ChannelClosed, tail
+from modelworker.midwife import Midwife, call_midwife
 
-_PID = struct.Struct("!i")
-QUIET = 0.05  # seconds without a request after which the template prepares for the next; a newborn's first answer is over by then
+QUIET_MS = 50  # without a request before the template makes ready for the next: a newborn's first answer is over by then
 
 
 def _open_descriptors() -> FrozenSet[int]:
-    return frozenset(int(name) for name in os.listdir("/proc/self/fd"))
+    """What is open. The listing shows its own descriptor too, whose number is free again for the model to open."""
+    listed = [int(name) for name in os.listdir("/proc/self/fd")]
+    return frozenset(number for number in listed if os.path.lexists("/proc/self/fd/%d" % number))
 
 
 class Template:
@@ -48,7 +49,7 @@ class Template:
         self._supervisor = supervisor
         self._libc = libc
         self._inheritance: Optional[Inheritance] = None
-        self._fresh = False  # MXNet's generators were seeded since the last fork
+        self._midwife: Optional[Midwife] = None
 
     def load(self, spec: Dict[str, Any]) -> bool:
         """Load and warm the model as the supervisor's `load` says, and report how it went."""
@@ -74,6 +75,11 @@ class Template:
         except Exception as error:  # whatever a handler raises while loading is a failed load, reported whole
             self._report_failure(error)
             return False
+        gc.collect()
+        gc.freeze()  # a collection in a child would write to every object's header, and copy its page
+        # What the model did to its signals while it loaded is undone here once, not in every child.
+        process.default_signals()
+        process.flush_output()  # what is buffered here would be printed again by each child
         self._inheritance = Inheritance(
             supervisor=self._supervisor,
             libc=self._libc,
@@ -93,15 +99,10 @@ class Template:
         self._channel.send("load_failed", error=tail(said, 2048), traceback=tail(text))
 
     def serve(self) -> None:
-        """Fork on request until the supervisor says stop or is gone.
-
-        Seeding MXNet takes longer than a fork. So the template seeds itself once no request has come for a while, and its
-        next child inherits numbers of its own; only in a burst of births do the further children seed themselves.
-        """
+        """Fork on request until the supervisor says stop or is gone; when nothing was asked for a while, make ready for the next."""
         while True:
-            if not self._fresh and not self._channel.pending(QUIET):
-                frameworks.reseed_mxnet()
-                self._fresh = True
+            if not self._await_message():
+                continue
             try:
                 message, descriptors = self._channel.wait()
             except ChannelClosed:
@@ -113,12 +114,37 @@ class Template:
             if message["kind"] == "fork":
                 self._fork(message, descriptors)
 
-    def _fork(self, message: Dict[str, Any], descriptors: List[int]) -> None:
+    def _await_message(self) -> bool:
+        """Wait for the supervisor; False where the time was used to get a midwife, or to bury one that died."""
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        if self._midwife is not None:
+            poll.register(self._midwife.channel.fileno(), select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(QUIET_MS if self._midwife is None else None)}
+        if self._channel.fileno() in ready:
+            return True
+        if self._midwife is not None:
+            self._midwife.bury()
+            self._midwife = None
+            return False
+        assert self._inheritance is not None
+        frameworks.reseed_mxnet()
         try:
-            identity = {"index": message["index"], "generation": message["generation"]}
-            birth = Birth.from_message(message, descriptors, self._fresh)
-            self._fresh = False
-            pid = self._double_fork(birth)
+            self._midwife = call_midwife(self._inheritance, self._channel, freshly_seeded=True)
+        except OSError:
+            return self._wait_without_midwife()
+        return False
+
+    def _wait_without_midwife(self) -> bool:
+        """No process can be had ahead of time: wait for a request, whose own fork then fails or not."""
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        return bool(poll.poll())
+
+    def _fork(self, message: Dict[str, Any], descriptors: List[int]) -> None:
+        identity = {"index": message["index"], "generation": message["generation"]}
+        try:
+            pid = self._deliver(message, descriptors)
         except OSError as error:
             code = errno.errorcode.get(error.errno or 0, "?")
             self._channel.send("fork_failed", error="%s (%s)" % (error.strerror, code), **identity)
@@ -128,44 +154,17 @@ class Template:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _double_fork(self, birth: Birth) -> int:
-        """The pid of a worker whose intermediate parent is gone. Raises OSError when either fork failed."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        told, tell = os.pipe()
-        try:
-            intermediate = os.fork()
-        except OSError:
-            os.close(told)
-            os.close(tell)
-            raise
-        if intermediate == 0:
-            self._be_intermediate(birth, tell)
-        os.close(tell)
-        try:
-            # The worker closes its copy at once; should it die before that, its end is closed all the same.
-            answer = os.read(told, _PID.size)
-        finally:
-            os.close(told)
-            os.waitpid(intermediate, 0)
-        number = _PID.unpack(answer)[0] if len(answer) == _PID.size else -errno.ECHILD
-        if number < 0:
-            raise OSError(-number, os.strerror(-number))
-        return int(number)
-
-    def _be_intermediate(self, birth: Birth, tell: int) -> NoReturn:
-        """Fork the worker, tell its pid, and be gone: nothing of the template's may run in here."""
+    def _deliver(self, message: Dict[str, Any], descriptors: List[int]) -> int:
+        """The pid of a worker whose midwife is gone. Raises OSError where a fork failed."""
         assert self._inheritance is not None
-        try:
-            me = os.getpid()
-            worker = os.fork()
-            if worker == 0:
-                become_worker(birth, self._inheritance, me)
-            os.write(tell, _PID.pack(worker))
-        except OSError as error:
-            os.write(tell, _PID.pack(-(error.errno or errno.EIO)))
-        finally:
-            os._exit(0)
+        midwife, self._midwife = self._midwife, None
+        if midwife is not None:
+            try:
+                return midwife.deliver(message, descriptors)
+            except ChildProcessError:
+                pass  # somebody ended it while it waited; another one is made
+        midwife = call_midwife(self._inheritance, self._channel, freshly_seeded=False)
+        return midwife.deliver(message, descriptors)
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -174,6 +173,8 @@ def main(argv: Sequence[str]) -> NoReturn:
     parser.add_argument("--supervisor", type=int, required=True, help="pid of the supervisor")
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the channel")
     options = parser.parse_args(argv)
+    # What the supervisor's own parent left open without close-on-exec, a lock or a pipe of a shell's, is not for a model to hold.
+    close_all_but(frozenset((0, 1, 2, options.channel)))
     channel = Channel(socket.socket(fileno=options.channel))
     os.set_inheritable(options.channel, False)
     libc = ctypes.CDLL(None, use_errno=True)

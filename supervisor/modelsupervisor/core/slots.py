@@ -295,9 +295,11 @@ def tick(step: Step, slot: Slot) -> None:
         else:
             _give_up_birth(step, slot)
     elif slot.phase is Phase.DRAINING:
+        step.slot_note("warning", "worker.overdue", slot, sent=Ending.TERM.value)
         terminate(step, slot)
     elif slot.phase is Phase.STOPPING:
         if slot.born:
+            step.slot_note("warning", "worker.overdue", slot, sent=Ending.KILL.value)
             kill(step, slot)
         else:
             _abandon(step, slot, "the birth did not come to an end in time")

@@ -70,6 +70,9 @@ def worker_exit_fields(
     }
     if complaint is not None:
         facts["traceback"] = complaint.get("traceback")
-    kindly = action.asked and (status.code == 0 or action.next is Next.NONE)
+    # At the supervisor's end a signal of ours is in order too, unless it took a request along.
+    kindly = action.asked and (
+        status.code == 0 or (action.next is Next.NONE and not reading.in_hand)
+    )
     level = "info" if kindly else "warning" if action.asked else "error"
     return level, "worker.exited" if action.spawned else "worker.spawn_failed", facts

@@ -34,6 +34,7 @@ class Signals:
     def __init__(self) -> None:
         self._tally: Counter[int] = Counter()
         self._previous: dict[int, object] = {}
+        self._mask: set[int | signal.Signals] = set()
         self._awake: socket.socket
         self._wake: socket.socket
 
@@ -45,6 +46,8 @@ class Signals:
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         for number in (*STOP_SIGNALS, *UNUSED_SIGNALS, signal.SIGCHLD):
             self._previous[number] = signal.signal(number, self._count)
+        # A mask is inherited over exec: a launcher that blocks signals would leave a supervisor that nothing can stop.
+        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._previous)
 
     def _count(self, number: int, _: FrameType | None) -> None:
         self._tally[number] += 1
@@ -67,6 +70,7 @@ class Signals:
 
     def restore(self) -> None:
         """Give the signals back as they were."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         signal.set_wakeup_fd(-1)
         for number, previous in self._previous.items():
             signal.signal(number, previous)  # type: ignore[arg-type]

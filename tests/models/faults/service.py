@@ -46,7 +46,11 @@ def _meet(fault):
         for number in range(fault.get("lines", 1)):
             print(fault.get("text", "line"), number, file=getattr(sys, fault.get("stream", "stdout")))
     elif name == "write":
-        os.write(fault.get("fd", 1), fault["text"].encode("latin-1"))
+        left = fault["text"].encode("latin-1")
+        while left:
+            left = left[os.write(fault.get("fd", 1), left) :]
+    elif name == "unblock_stdout":
+        os.set_blocking(1, False)
     elif name == "printf":
         for number in range(fault.get("lines", 1)):
             ctypes.CDLL(None).printf(b"from C %d\n", number)
@@ -87,6 +91,7 @@ def _facts():
         "cwd": os.getcwd(),
         "path": sys.path,
         "random": random.random(),
+        "blocking": [os.get_blocking(number) for number in (0, 1, 2)],
     }
 
 

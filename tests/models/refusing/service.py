@@ -2,4 +2,4 @@
 
 
 def handle(data, context):
-    raise RuntimeError("no weights at %s" % context.system_properties["model_dir"])
+    raise RuntimeError(f"no weights at {context.system_properties['model_dir']}")
