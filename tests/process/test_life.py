@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import struct
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +21,14 @@ from support.faults import (
     echo,
     inode,
     kill_worker,
+    midwife_pid,
     ready,
     request,
     template_pid,
     turned_away,
 )
 from support.instance import LIMIT, Instance, alive, children_of, state_of, wait_for
+from support.mendable import Mendable
 
 Running = Callable[..., Instance]
 
@@ -151,6 +154,7 @@ def test_clients_that_connect_while_there_is_no_worker_wait_and_are_answered(
     """The socket takes connections between two generations; here the birth is held up as long as the clients take."""
     instance = running("worker.exited")
     template = template_pid(instance)
+    midwife_pid(template)
     os.kill(template, signal.SIGSTOP)
     wait_for(lambda: state_of(template) == "T", "the template to be stopped")
     kill_worker(instance, signal.SIGKILL)
@@ -276,7 +280,8 @@ def test_thirty_two_workers_killed_at_once_are_thirty_two_exits_and_restarts(
 def _descriptors(pid: int) -> dict[str, str]:
     found = {}
     for name in os.listdir(f"/proc/{pid}/fd"):
-        found[name] = os.readlink(f"/proc/{pid}/fd/{name}").split(":")[0]
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found[name] = os.readlink(f"/proc/{pid}/fd/{name}").split(":")[0]
     return found
 
 
@@ -285,6 +290,7 @@ def test_two_hundred_kills_leave_every_descriptor_count_as_it_was(running: Runni
     workers = 8
     instance = running("worker.exited", workers=workers)
     template = template_pid(instance)
+    midwife_pid(template)
     before = [sorted(_descriptors(pid).values()) for pid in (instance.pid, template)]
     for kill in range(200):
         index = kill % workers
@@ -301,4 +307,86 @@ def test_two_hundred_kills_leave_every_descriptor_count_as_it_was(running: Runni
 
     wait_for(same, "the descriptors to be as before", 5)
     assert len(children_of(instance.pid)) == workers + 1
-    assert children_of(template) == []
+    assert len(children_of(template)) == 1
+
+
+# -- workers that mean harm -------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_closes_every_descriptor_is_replaced(running: Running) -> None:
+    """Its channel and its listener are gone, so it is; its client sees the end, its successor serves on the same socket."""
+    instance = running("worker.exited", "request.failed")
+    with contextlib.suppress(ClientError):
+        ask(instance, "close_all")
+    exited = instance.wait_event("worker.exited")
+    assert exited["cause"] == "exit"
+    ready(instance, 2)
+    assert echo(instance) == b"are you there"
+
+
+def test_a_scribbled_scoreboard_record_is_read_without_harm(running: Running) -> None:
+    """Lengths, counts and times that cannot be: the event is whole, bounded, and the slot goes on."""
+    instance = running("worker.exited")
+    record = struct.pack("=QQQdI", 3, 1, 2**64 - 1, float("nan"), 2**32 - 1).ljust(64, b"\xff")
+    with (instance.run_dir / "scoreboard").open("r+b") as board:
+        board.write(record + b"\xff" * 4096)
+    assert instance.worker()["phase"] == "READY"
+    kill_worker(instance, signal.SIGKILL)
+    exited = instance.wait_event("worker.exited")
+    assert len(exited["in_hand"]) <= 64
+    assert all(len(each) <= 64 for each in exited["in_hand"])
+    ready(instance, 2)
+    assert echo(instance) == b"are you there"
+    assert instance.worker()["generation"] == 2
+
+
+def test_garbage_on_the_channel_is_reported_and_costs_nobody_anything(running: Running) -> None:
+    """What is no message is a worker.bad_message each; an event cannot forge its identity; the worker serves on."""
+    instance = running("forged")
+    pid = instance.worker()["pid"]
+    bad = [
+        "no JSON",
+        "[]",
+        "{}",
+        '{"kind": 5}',
+        '{"kind": "unheard of"}',
+        '{"kind": "event"}',
+        '{"kind": "event", "level": "loud", "event": "x", "fields": {}}',
+        '{"kind": "event", "level": "info", "event": "x", "fields": 7}',
+        "\xff\xfe",
+        "x" * 65536,
+    ]
+    fields = '{"pid": 1, "worker": 7, "seq": 0, "timestamp": "never", "fact": "\\ud800"}'
+    forged = f'{{"kind": "event", "level": "error", "event": "forged", "fields": {fields}}}'
+    again = '{"kind": "ready", "facts": {"pid": 1}}'
+    ask(instance, "babble", messages=[*bad, forged, again])
+    event = instance.wait_event("forged")
+    assert (event["pid"], event["worker"], event["model"]) == (pid, 0, "echo")
+    assert event["timestamp"] != "never"
+    said = instance.events("worker.bad_message")
+    assert len(said) == len(bad)
+    assert {each["pid"] for each in said} == {pid}
+    worker = instance.worker()
+    assert (worker["pid"], worker["phase"], worker["generation"]) == (pid, "READY", 1)
+    assert len(instance.events("worker.ready")) == 1
+    assert echo(instance) == b"are you there"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_before_it_is_ready(
+    running: Running, mendable: Mendable, number: signal.Signals
+) -> None:
+    """Between the fork and READY a signal is as deadly as later; the successor comes at once."""
+    instance = running("worker.exited", env__FAULT_AFTER_FORK_FILE=mendable.path)
+    mendable.set("all", of=[{"do": "print", "text": "half born"}, {"do": "sleep"}])
+    kill_worker(instance, signal.SIGKILL)
+    instance.wait_event("worker.output", generation=2)
+    pid = wait_for(lambda: instance.worker()["pid"], "the newborn to be known")
+    assert instance.worker()["phase"] == "STARTING"
+    mendable.mend()
+    os.kill(pid, number)
+    exited = instance.wait_event("worker.exited", count=2)
+    assert (exited["signal"], exited["generation"], exited["failures"]) == (number.name, 2, 2)
+    assert exited["last_lines"] == ["half born 0"]
+    assert echo(instance) == b"are you there"
+    assert ready(instance, 3)["pid"] == instance.worker()["pid"]

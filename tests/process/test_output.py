@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from modelsupervisor.runtime.place import LAST_LINES
 from support.faults import Caller, ask, crash, facts, kill_worker, ready, request, template_pid
 from support.instance import Event, Instance, state_of, wait_for
 
@@ -68,7 +69,7 @@ def test_ten_thousand_lines_and_then_sigkill(running: Running) -> None:
     lines = output(instance, generation=1, pid=exited["pid"])
     assert [event["line"] for event in lines] == [f"number {n}" for n in range(10_000)]
     assert all(event["seq"] < exited["seq"] for event in lines)
-    assert exited["last_lines"] == [f"number {n}" for n in range(9_980, 10_000)]
+    assert exited["last_lines"] == [f"number {n}" for n in range(10_000 - LAST_LINES, 10_000)]
 
 
 def test_what_c_prints_and_then_sigkill(running: Running) -> None:
@@ -177,13 +178,13 @@ def test_any_bytes_can_be_put_together_again(running: Running, seed: int) -> Non
 
 
 def test_last_lines_are_the_newest_of_that_process_alone(running: Running) -> None:
-    """At most 20, both streams, and nothing of the generation before; `status` keeps them with the last exit."""
+    """At most LAST_LINES, both streams, and nothing of the generation before; `status` keeps them with the last exit."""
     instance = running("worker.exited")
-    ask(instance, "print", lines=30, text="early")
-    instance.wait_event("worker.output", count=30)
+    ask(instance, "print", lines=LAST_LINES + 10, text="early")
+    instance.wait_event("worker.output", count=LAST_LINES + 10)
     kill_worker(instance, signal.SIGKILL)
     first = instance.wait_event("worker.exited")
-    assert first["last_lines"] == [f"early {number}" for number in range(10, 30)]
+    assert first["last_lines"] == [f"early {number}" for number in range(10, LAST_LINES + 10)]
     ready(instance, 2)
     crash(instance, "all", of=[{"do": "print", "text": "late", "stream": "stderr"}, KILL])
     second = instance.wait_event("worker.exited", count=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -13,7 +15,18 @@ from pathlib import Path
 import pytest
 
 from modelsupervisor.client import Client
-from support.faults import Caller, ask, crash, echo, facts, kill_worker, ready, request, template_pid
+from support.faults import (
+    Caller,
+    ask,
+    crash,
+    echo,
+    facts,
+    kill_worker,
+    midwife_pid,
+    ready,
+    request,
+    template_pid,
+)
 from support.instance import (
     ROOT,
     Instance,
@@ -60,7 +73,8 @@ def descriptors(pid: int) -> dict[int, str]:
     """The open descriptors of a process and what they are."""
     found = {}
     for name in os.listdir(f"/proc/{pid}/fd"):
-        found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
     return found
 
 
@@ -81,6 +95,8 @@ def test_worker_and_template_lead_sessions_of_their_own(running: Running) -> Non
     processes += [instance.worker(index=index)["pid"] for index in (0, 1)]
     for pid in processes:
         assert sessions_of(pid) == (instance.pid, pid, pid)
+    template = processes[0]
+    assert sessions_of(midwife_pid(template)) == (template, template, template)
     assert sorted(children_of(instance.pid)) == sorted(processes)
     assert sessions_of(instance.pid)[2] not in processes
 
@@ -94,20 +110,25 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("sullen", [False, True], ids=["plain", "signals_blocked_and_ignored"])
-def test_signals_are_unblocked_and_default(instance: Make, sullen: bool) -> None:
-    """SigBlk is empty, SigIgn is SIGPIPE and SIGXFSZ, SigCgt is faulthandler's, whatever our own parent left us with.
+@pytest.mark.parametrize(
+    ("sullen", "fault"),
+    [(False, "nothing"), (True, "nothing"), (False, "sour_signals")],
+    ids=["plain", "blocked_and_ignored_by_our_parent", "blocked_and_ignored_by_the_model"],
+)
+def test_signals_are_unblocked_and_default(instance: Make, sullen: bool, fault: str) -> None:
+    """SigBlk is empty, SigIgn is SIGPIPE and SIGXFSZ, SigCgt is faulthandler's, whoever else touched them before.
 
     And a supervisor that was started with every signal blocked or ignored still stops at SIGTERM.
     """
     started = instance("worker.exited")
-    started.write(started.model())
+    started.write(started.model(env__FAULT_AT_LOAD=json.dumps({"do": fault})))
     line = [sys.executable, "-m", "modelsupervisor", "start", "-c", str(started.config)]
     started.launch(command=[sys.executable, "-c", SULLEN, *line] if sullen else line)
     started.wait_event("supervisor.ready")
     worker = started.worker()["pid"]
     echo(started)
-    for pid in (worker, template_pid(started)):
+    template = template_pid(started)
+    for pid in (worker, template, midwife_pid(template)):
         status = status_of(pid)
         assert mask(status["SigBlk"]) == set()
         assert mask(status["ShdPnd"]) == set()
@@ -134,7 +155,7 @@ def test_no_core_files(running: Running) -> None:
 
 
 def test_descriptors_are_those_on_the_list(instance: Make) -> None:
-    """Worker: nothing, two FIFOs, channel, listener, epoll, its connections. Template: nothing, two pipes, channel.
+    """Worker: nothing, two FIFOs, channel, listener, epoll, its connections. Template: nothing, two pipes, channel, its midwife's.
 
     Not one of the supervisor's, of a sibling's, or of what the supervisor itself inherited.
     """
@@ -163,21 +184,26 @@ def test_descriptors_are_those_on_the_list(instance: Make) -> None:
 
         wait_for(connection_closed, "the worker to close the connection")
     for event in made.events("template.ready"):
+        midwife = midwife_pid(event["pid"])
         found = descriptors(event["pid"])
-        assert sorted(found) == [0, 1, 2, 3]
         assert found[0] == "/dev/null"
-        assert [found[fd].split(":")[0] for fd in (1, 2, 3)] == ["pipe", "pipe", "socket"]
+        assert [found.pop(fd).split(":")[0] for fd in (0, 1, 2, 3)][1:] == ["pipe", "pipe", "socket"]
+        assert [target.split(":")[0] for target in found.values()] == ["socket"], found
+        wait_for(lambda pid=midwife: kinds(pid) == ["/dev/null", "pipe", "pipe", "socket"], "its own")
 
 
 def test_descriptors_of_a_successor_are_as_few(running: Running) -> None:
     """The second generation holds what the first held, and so does the template."""
     instance = running("worker.exited", workers=2)
     first = kinds(instance.worker()["pid"])
-    template = descriptors(template_pid(instance))
+    template = template_pid(instance)
+    midwife_pid(template)
+    held = kinds(template)
     kill_worker(instance, signal.SIGKILL)
     ready(instance, 2)
     assert kinds(instance.worker()["pid"]) == first
-    assert descriptors(template_pid(instance)) == template
+    midwife_pid(template)
+    assert kinds(template) == held
 
 
 def test_descriptors_that_the_model_opened_at_load_cross_the_fork(
@@ -258,11 +284,17 @@ def test_cpus_of_an_operator_are_kept_over_restarts(running: Running) -> None:
             kill_worker(instance, signal.SIGKILL)
 
 
-def test_random_numbers_differ_between_workers_and_generations(running: Running) -> None:
-    """random and numpy.random are reseeded in the child: siblings forked from one template would draw the same."""
+@pytest.mark.parametrize(
+    "framework", ["", pytest.param("mxnet", marks=pytest.mark.slow)], ids=["numpy", "mxnet"]
+)
+def test_random_numbers_differ_between_workers_and_generations(
+    running: Running, framework: str
+) -> None:
+    """random, numpy.random and MXNet are reseeded in the child: siblings forked from one template would draw the same."""
+    if framework and importlib.util.find_spec(framework) is None:
+        pytest.skip(f"{framework} is not installed")
     model = ROOT / "tests" / "models" / "dice"
-    instance = running("worker.exited", folder=model, workers=3)
-    template_pid(instance)
+    instance = running("worker.exited", folder=model, workers=3, env__DICE_MXNET=framework)
     drawn = [tuple(json.loads(echo(instance, index=index))) for index in (0, 1, 2)]
     kill_worker(instance, signal.SIGKILL)
     ready(instance, 2)

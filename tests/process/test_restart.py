@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from modelsupervisor.client import Client
+from modelsupervisor.errors import ClientError
 from support.faults import ask, echo, facts, inode, ready, template_pid
 from support.instance import Instance, alive, environment, wait_for
 from support.mendable import Mendable
@@ -179,3 +181,38 @@ def test_restart_finishes_the_batch_in_hand(running: Running) -> None:
     exited = instance.wait_event("worker.exited")
     assert (exited["cause"], exited["requests"], exited["in_hand"]) == ("stopped", 1, [])
     ready(instance, 2)
+
+
+def test_restart_under_load_loses_no_request(running: Running) -> None:
+    """Clients are all answered while a model's workers are replaced under them, one by one.
+
+    A request that was read and waited in the worker's queue when the stop came is asked again, as the client does by default.
+    """
+    instance = running(workers=2)
+    over = threading.Event()
+    answered: list[int] = []
+    troubles: list[ClientError] = []
+
+    def call() -> None:
+        count = 0
+        with Client.from_run_dir(str(instance.run_dir), "echo") as client:
+            while not over.is_set():
+                try:
+                    assert client.predict(b"%d" % count).body == b"%d" % count
+                except ClientError as error:
+                    troubles.append(error)
+                    break
+                count += 1
+        answered.append(count)
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    done = [_restart(instance, target).returncode for target in ("echo", "echo/0", "echo/1")]
+    over.set()
+    for caller in callers:
+        caller.join()
+    assert done == [0, 0, 0]
+    assert not troubles, troubles
+    assert min(answered) > 0
+    assert {event["cause"] for event in instance.events("worker.exited")} == {"stopped"}

@@ -6,14 +6,23 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.faults import ask, echo, facts, kill_worker, ready, template_pid, turned_away
-from support.instance import Instance
+from support.faults import (
+    ask,
+    echo,
+    facts,
+    kill_worker,
+    midwife_pid,
+    ready,
+    template_pid,
+    turned_away,
+)
+from support.instance import Instance, children_of, state_of, wait_for
 from support.mendable import Mendable
 from support.unprivileged import launch_as_nobody, limit_processes
 
@@ -231,6 +240,51 @@ def test_a_template_that_does_not_fork_when_asked_is_hung(instance: Make) -> Non
     assert facts(hung, index=1)["pid"] == sibling
 
 
+# -- the midwife ------------------------------------------------------------------------------------------------------
+
+
+def test_a_midwife_that_is_killed_is_replaced(running: Running) -> None:
+    """The template notices, keeps no zombie, and makes another; the next birth comes as fast as ever."""
+    instance = running("worker.exited")
+    template = template_pid(instance)
+    first = midwife_pid(template)
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: children_of(template) not in ([], [first]), "another midwife")
+    kill_worker(instance, signal.SIGKILL)
+    ready(instance, 2)
+    assert echo(instance) == b"are you there"
+    assert not instance.events("worker.spawn_failed")
+
+
+def test_a_midwife_that_dies_while_it_is_asked_bears_no_twins(running: Running) -> None:
+    """Whether the worker was born is not known then: that birth has failed, and the next generation is alone in its slot."""
+    instance = running("worker.exited", "worker.spawn_failed")
+    template = template_pid(instance)
+    midwife = midwife_pid(template)
+    os.kill(midwife, signal.SIGSTOP)
+    wait_for(lambda: state_of(midwife) == "T", "the midwife to be stopped")
+    kill_worker(instance, signal.SIGKILL)
+    instance.wait_event("worker.starting", generation=2)
+    os.kill(midwife, signal.SIGKILL)
+    assert echo(instance) == b"are you there"
+    worker = instance.worker()["pid"]
+    wait_for(lambda: set(children_of(instance.pid)) == {template, worker}, "one worker to be there")
+
+
+def test_a_midwife_that_hangs_is_a_hung_template(instance: Make) -> None:
+    """The fork does not come in time: the template goes with its midwife, and its successor bears the worker."""
+    hung = instance("template.exited", "worker.exited", "worker.spawn_failed")
+    hung.write(hung.model())
+    line = [sys.executable, "-c", IMPATIENT, "start", "-c", str(hung.config)]
+    hung.launch(command=line).wait_event("supervisor.ready")
+    midwife = midwife_pid(template_pid(hung))
+    os.kill(midwife, signal.SIGSTOP)
+    kill_worker(hung, signal.SIGKILL)
+    assert hung.wait_event("template.exited")["cause"] == "hung"
+    assert echo(hung) == b"are you there"
+    assert state_of(midwife) is None
+
+
 # -- after the fork ---------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +351,7 @@ def test_a_fork_that_fails_is_an_event_and_tried_again(instance: Make) -> None:
     limited.write(limited.model(workers=2))
     launch_as_nobody(limited).wait_event("supervisor.ready")
     template = template_pid(limited)
+    limit_processes(midwife_pid(template), 0)
     limit_processes(template, 0)
     kill_worker(limited, signal.SIGKILL)
     first = limited.wait_event("worker.spawn_failed")

@@ -55,12 +55,20 @@ class Process:
     asked_at: float
     temper: Temper
     stage: Stage = Stage.ASKED
+    known: bool = (
+        False  # its pid: what says ready before its template has told of it cannot be signalled
+    )
     ready_at: float | None = None
     told_at: float | None = None
     termed_at: float | None = None
     killed_at: float | None = None
     abandoned: bool = False
     reports: int = 0
+
+    @property
+    def unborn(self) -> bool:
+        """For all that the edge knows it has no process yet."""
+        return self.there and not self.known
 
     @property
     def there(self) -> bool:
@@ -150,7 +158,7 @@ class Kernel:
                 self._signal_template(action)
             case act.AbandonBirth():
                 process = self.processes[action.key, action.generation]
-                assert process.stage is Stage.ASKED and not process.abandoned
+                assert process.unborn
                 process.abandoned = True
                 self.expected = (self.asked(before, process), self.counts[action.key].failures)
             case act.ReportWorkerExit():
@@ -201,7 +209,7 @@ class Kernel:
 
     def _signal_worker(self, before: State, action: act.SignalWorker) -> None:
         process = self.processes[action.key, action.generation]
-        assert process.stage in (Stage.BORN, Stage.READY), "a signal to nobody"
+        assert process.known and process.stage is not Stage.GONE, "a signal to nobody"
         policy = self.state.models[action.key.model].policy
         if action.ending is act.Ending.TERM:
             assert process.termed_at is None and process.killed_at is None
@@ -241,7 +249,7 @@ class Kernel:
         patience = min(FORK_TIMEOUT, timeout)
         no_birth = any(
             process.template == action.key
-            and process.stage is Stage.ASKED
+            and not process.known
             and self.now >= process.asked_at + patience - CLOSE
             for process in self.processes.values()
         )
@@ -274,7 +282,7 @@ class Kernel:
     def asked(self, before: State, process: Process) -> bool:
         """It had been told or signalled to go, or was to be as soon as it is born."""
         slot = before.slots[process.key]
-        unborn = slot.phase is Phase.STOPPING and process.stage is Stage.ASKED
+        unborn = slot.phase is Phase.STOPPING and not process.known
         return (
             unborn
             or process.told_at is not None

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import copy
 
+from property.kernel import CLOSE, Counts, Kernel, Mould, Process, Stage, Temper
+
 from modelsupervisor.core import actions as act
 from modelsupervisor.core import events as ev
 from modelsupervisor.core import next_deadline, reduce
 from modelsupervisor.core.runs import LOST_AFTER
 from modelsupervisor.core.slots import FORK_TIMEOUT, TERM_GRACE
 from modelsupervisor.core.states import Phase, Run, SlotKey, TemplatePhase
-from property.kernel import CLOSE, Counts, Kernel, Mould, Process, Stage, Temper
 
 __all__ = ["Simulation", "Stage", "Temper"]
 
@@ -96,7 +97,15 @@ class Simulation(Kernel):
 
     def mark(self) -> object:
         """What two worlds have in common that go on alike: the core's state and the kernel's, as a hashable value."""
-        return repr((self.now, self.state, self.processes, self.moulds, self.pending))
+        state = self.state
+        return (
+            self.now,
+            *(state.run, state.stop_deadline, state.lost_deadline, state.exit_code, state.luck),
+            *(*state.models.values(), *state.slots.values(), *state.templates.values()),
+            tuple(tuple(vars(process).values()) for process in self.processes.values()),
+            tuple(tuple(vars(mould).values()) for mould in self.moulds.values()),
+            tuple(self.pending.values()),
+        )
 
     def stop(self) -> None:
         """TERM, or an operator's stop."""
@@ -134,14 +143,16 @@ class Simulation(Kernel):
         if not births_first:
             self.feed(ev.TemplateExited(mould.key, self.now, reason))
         for process in list(self.processes.values()):
-            if process.template == mould.key and process.stage is Stage.ASKED and process.there:
+            if process.template == mould.key and process.stage is Stage.ASKED and process.unborn:
                 self.fail_birth(process)
         if births_first:
             self.feed(ev.TemplateExited(mould.key, self.now, reason))
 
     def bear(self, process: Process) -> None:
         """The template forks."""
-        process.stage = Stage.BORN
+        if process.stage is Stage.ASKED:
+            process.stage = Stage.BORN
+        process.known = True
         self.feed(ev.WorkerBorn(process.key, process.generation, self.now))
 
     def fail_birth(self, process: Process) -> None:
@@ -156,9 +167,9 @@ class Simulation(Kernel):
         self.feed(ev.BirthFailed(process.key, process.generation, self.now, "EAGAIN"))
 
     def ready(self, process: Process) -> None:
-        """A worker says that it serves."""
+        """A worker says that it serves, be it before its template has told of it."""
         process.stage = Stage.READY
-        if process.termed_at is None and process.killed_at is None:
+        if self.state.slots[process.key].phase is Phase.STARTING:  # else it comes too late to count
             process.ready_at = self.now
         self.feed(ev.WorkerReady(process.key, process.generation, self.now))
 
@@ -200,8 +211,12 @@ class Simulation(Kernel):
         moved = False
         for process in list(self.processes.values()):
             killed = stuck_too and process.killed_at is not None
-            if process.stage in (Stage.BORN, Stage.READY) and (process.going or killed):
-                self.die(process)
+            alive = process.there and process.stage is not Stage.ASKED
+            if alive and (process.going or killed):
+                if process.known:
+                    self.die(process)
+                else:
+                    self.fail_birth(process)
                 moved = True
         for mould in list(self.moulds.values()):
             killed = stuck_too and mould.killed_at is not None
@@ -218,9 +233,7 @@ class Simulation(Kernel):
                 return True
         for process in list(self.processes.values()):
             mould = self.moulds[process.template]
-            if process.stage is Stage.ASKED and process.there and mould.stage is Stage.READY:
-                if mould.hung:
-                    continue
+            if process.unborn and mould.stage is Stage.READY and not mould.hung:
                 self.bear(process)
                 return True
             if process.stage is Stage.BORN and process.termed_at is None and not process.killed_at:
@@ -272,19 +285,27 @@ class Simulation(Kernel):
     # Who there is ----------------------------------------------------------------------------------------------------
 
     def unborn(self) -> list[Process]:
-        """Births that were asked for and may come, from templates that are still there and can."""
+        """Births whose news may come, from templates that are still there and can."""
         return [
             process
             for process in self.processes.values()
-            if process.stage is Stage.ASKED
-            and process.there
+            if process.unborn
             and self.moulds[process.template].stage is Stage.READY
             and not self.moulds[process.template].hung
         ]
 
     def alive(self, *stages: Stage) -> list[Process]:
-        """The workers in these stages, oldest first."""
-        return [process for process in self.processes.values() if process.stage in stages]
+        """The workers in these stages whose pid is known, oldest first."""
+        return [p for p in self.processes.values() if p.stage in stages and p.known]
+
+    def speechless(self) -> list[Process]:
+        """The workers that have not said anything yet, their pid known or not."""
+        early = (Stage.ASKED, Stage.BORN)
+        return [p for p in self.processes.values() if p.stage in early and p.there]
+
+    def forgotten(self) -> list[Process]:
+        """What is no more, or was given up: the core knows none of it."""
+        return [process for process in self.processes.values() if not process.there]
 
     def templates(self, *stages: Stage) -> list[Mould]:
         """The templates in these stages, oldest first."""

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from property.simulation import Simulation, Stage, Temper
+
 from modelsupervisor.core import events as ev
 from modelsupervisor.core.states import Policy, Run, SlotKey, TemplateKey
-from property.simulation import Simulation, Stage, Temper
 
 PICK = st.integers(0, 5)
 SHORT = st.sampled_from([0.0, 0.004, 0.05, 0.3, 0.5, 0.999, 1.0, 2.5])
@@ -72,7 +73,7 @@ class Histories(RuleBasedStateMachine):
 
     def there(self, *stages: Stage) -> bool:
         """There is a worker in one of these stages."""
-        return any(process.stage in stages for process in self.world.processes.values())
+        return bool(self.world.alive(*stages))
 
     def moulded(self, *stages: Stage) -> bool:
         """There is a template in one of these stages."""
@@ -161,10 +162,10 @@ class Histories(RuleBasedStateMachine):
         processes = self.world.unborn()
         self.world.fail_birth(processes[pick % len(processes)])
 
-    @precondition(lambda self: self.there(Stage.BORN))
+    @precondition(lambda self: self.world.speechless())
     @rule(pick=PICK)
     def ready(self, pick: int) -> None:
-        processes = self.world.alive(Stage.BORN)
+        processes = self.world.speechless()
         self.world.ready(processes[pick % len(processes)])
 
     @precondition(lambda self: self.there(Stage.BORN, Stage.READY))
@@ -191,7 +192,7 @@ class Histories(RuleBasedStateMachine):
             there = there or [p for p in self.world.alive(Stage.BORN, Stage.READY) if p.key == key]
             if not there:
                 return
-            if there[0].stage is Stage.ASKED:
+            if not there[0].known:
                 self.world.bear(there[0])
             if there[0].stage is Stage.BORN and in_hand:
                 self.world.ready(there[0])
@@ -199,10 +200,10 @@ class Histories(RuleBasedStateMachine):
 
     # News of what is no more
 
-    @precondition(lambda self: self.there(Stage.GONE))
+    @precondition(lambda self: self.world.forgotten())
     @rule(pick=PICK, kind=st.sampled_from(["born", "ready", "exited", "failed"]))
     def old_worker(self, pick: int, kind: str) -> None:
-        processes = self.world.alive(Stage.GONE)
+        processes = self.world.forgotten()
         process = processes[pick % len(processes)]
         self.world.feed_stale(worker_news(kind, process.key, process.generation, self.world.now))
 
@@ -244,6 +245,7 @@ TestHistories.settings = settings(
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
+    # Shrinking a history of 60 steps takes minutes; what is printed can be replayed as it is.
     phases=[Phase.generate],
 )
 
@@ -260,6 +262,8 @@ def moves(world: Simulation) -> list[Callable[[Simulation], None]]:
         name = (process.key, process.generation)
         found.append(lambda w, n=name: w.bear(w.processes[n]))  # type: ignore[misc]
         found.append(lambda w, n=name: w.fail_birth(w.processes[n]))  # type: ignore[misc]
+        if process.stage is Stage.ASKED:
+            found.append(lambda w, n=name: w.ready(w.processes[n]))  # type: ignore[misc]
     for process in world.alive(Stage.BORN, Stage.READY):
         name = (process.key, process.generation)
         found.append(lambda w, n=name: w.die(w.processes[n]))  # type: ignore[misc]

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from modelworker.wire import PredictResponse, ResponseReader, encode_predict
+
 from modelsupervisor.client import Client, PredictionRequest
 from modelsupervisor.errors import WorkerCrashedError
-from modelworker.wire import PredictResponse, ResponseReader, encode_predict
-from support.instance import LIMIT, Event, Instance
+from support.instance import LIMIT, Event, Instance, children_of, wait_for
 
 JSON = "application/json"
 
@@ -67,6 +68,12 @@ def kill_worker(instance: Instance, number: int, index: int = 0, model: str = "e
 def template_pid(instance: Instance, generation: int = 1) -> int:
     """The pid of a template that has loaded."""
     pid: int = instance.wait_event("template.ready", generation=generation)["pid"]
+    return pid
+
+
+def midwife_pid(template: int) -> int:
+    """The pid of the process that waits to bring a template's next worker; made once the template had a quiet moment."""
+    (pid,) = wait_for(lambda: children_of(template), "a midwife")
     return pid
 
 

@@ -77,6 +77,12 @@ class Terminal:
         """What was shown, without colours and movements."""
         return _COLOR.sub(b"", self.shown).decode(errors="replace")
 
+    @property
+    def screen(self) -> list[str]:
+        """The lines as they stand on the screen: of one that was taken away and written again, the last state."""
+        lines = self.shown.split(b"\n")
+        return [_COLOR.sub(b"", line.rpartition(b"\x1b[2K")[2]).decode(errors="replace").strip() for line in lines]
+
     def wait_text(self, text: str, count: int = 1) -> None:
         """Wait until a text was shown so many times."""
         try:

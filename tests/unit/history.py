@@ -245,15 +245,18 @@ def _unsound_slot(state: State, slot: Slot) -> str | None:
 def _unsound_live(slot: Slot, *, stopping: bool) -> str | None:
     if stopping and slot.phase not in (Phase.DRAINING, Phase.STOPPING):
         return "not told to go although the supervisor stops"
-    if slot.phase in (Phase.READY, Phase.DRAINING) and (slot.ready_at is None or not slot.born):
-        return "serves without having been born or ready"
+    if slot.phase in (Phase.READY, Phase.DRAINING) and slot.ready_at is None:
+        return "serves without having said so"
+    if slot.phase is Phase.READY and not slot.born and slot.birth_deadline is None:
+        return "serves, and nobody would see its end"
     if slot.phase is Phase.READY and slot.deadline is not None:
         return "serves with a deadline"
     if slot.phase in (Phase.STARTING, Phase.DRAINING) and slot.deadline is None:
         return "waits for ever"
     if slot.phase is Phase.STOPPING and (slot.deadline is None) != slot.killed:
         return "is not on its way to SIGKILL"
-    if slot.birth_deadline is not None and (slot.born or slot.phase is not Phase.STARTING):
+    early = slot.phase in (Phase.STARTING, Phase.READY)
+    if slot.birth_deadline is not None and (slot.born or not early):
         return "its birth is over and still due"
     return None
 

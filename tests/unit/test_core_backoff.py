@@ -11,7 +11,17 @@ NEVER = float("-inf")
 
 @pytest.mark.parametrize(
     ("failures", "plain"),
-    [(2, 0.5), (3, 1.0), (4, 2.0), (5, 4.0), (6, 8.0), (7, 16.0), (8, 30.0), (9, 30.0), (4000, 30.0)],
+    [
+        (2, 0.5),
+        (3, 1.0),
+        (4, 2.0),
+        (5, 4.0),
+        (6, 8.0),
+        (7, 16.0),
+        (8, 30.0),
+        (9, 30.0),
+        (4000, 30.0),
+    ],
 )
 def test_delays_double_and_end_at_thirty_seconds(failures: int, plain: float) -> None:
     """Every drawn delay lies within 20 % of the plain one and under the cap, and the draws use the whole band."""

@@ -51,8 +51,19 @@ SLOTS: dict[str, Slot] = {
             KEY, phase=Phase.STARTING, template=1, deadline=SOON, birth_deadline=PAST
         ),
         "starting, born": Slot(KEY, phase=Phase.STARTING, template=1, born=True, deadline=SOON),
-        "starting, born, late": Slot(KEY, phase=Phase.STARTING, template=1, born=True, deadline=PAST),
+        "starting, born, late": Slot(
+            KEY, phase=Phase.STARTING, template=1, born=True, deadline=PAST
+        ),
         "ready": Slot(KEY, phase=Phase.READY, template=1, born=True, ready_at=PAST),
+        "ready, unborn": Slot(
+            KEY, phase=Phase.READY, template=1, ready_at=PAST, birth_deadline=SOON
+        ),
+        "ready, unborn, late": Slot(
+            KEY, phase=Phase.READY, template=1, ready_at=PAST, birth_deadline=PAST
+        ),
+        "draining, unborn, late": Slot(
+            KEY, phase=Phase.DRAINING, template=1, ready_at=PAST, deadline=PAST
+        ),
         "ready, failed before": Slot(
             KEY, phase=Phase.READY, template=1, born=True, ready_at=PAST, failures=1, charged=5
         ),
@@ -101,9 +112,7 @@ M = Model("m", POLICY, generation=2)
 READY_1 = template(1, TemplatePhase.READY, ready_at=PAST)
 LOADINGS: dict[str, Loading] = {
     "before the start": Loading(replace(M, generation=0), ()),
-    "loading": Loading(
-        replace(M, current=1), (template(1, TemplatePhase.LOADING, deadline=SOON),)
-    ),
+    "loading": Loading(replace(M, current=1), (template(1, TemplatePhase.LOADING, deadline=SOON),)),
     "loading, late": Loading(
         replace(M, current=1), (template(1, TemplatePhase.LOADING, deadline=PAST),)
     ),
@@ -137,7 +146,9 @@ LOADINGS: dict[str, Loading] = {
         (template(2, TemplatePhase.LOADING, deadline=SOON),),
     ),
     "failed": Loading(replace(M, failures=2, retry_at=SOON, failed=True), ()),
-    "leaving": Loading(replace(M, current=1), (template(1, TemplatePhase.STOPPING, deadline=SOON),)),
+    "leaving": Loading(
+        replace(M, current=1), (template(1, TemplatePhase.STOPPING, deadline=SOON),)
+    ),
     "gone": Loading(M, ()),
 }
 
@@ -274,7 +285,9 @@ def check_answer(
             assert (event.command in answers) != (event.command in kept), "a command is lost"
 
 
-@pytest.mark.parametrize("run", [Run.STARTING, Run.RUNNING, Run.STOPPING], ids=lambda run: run.value)
+@pytest.mark.parametrize(
+    "run", [Run.STARTING, Run.RUNNING, Run.STOPPING], ids=lambda run: run.value
+)
 def test_a_stop_ends_from_every_state(run: Run) -> None:
     """After a second stop only the clock is needed."""
     sound = [state for state in states(run, exits=True) if unsound(state) is None]

@@ -26,7 +26,7 @@ def test_restart_model_from_command_to_answer() -> None:
         act.SignalTemplate(FIRST, Ending.TERM),
         act.TellWorker(key(0), 1),
     ]
-    assert not one(history.template_exited(1), act.ReportTemplateExit).next is Next.RESTART
+    assert one(history.template_exited(1), act.ReportTemplateExit).next is not Next.RESTART
     for index in (0, 1):
         assert effects(history.exited(index)) == [act.ForkWorker(key(index), 2, SECOND)]
         assert effects(history.born(index)) == []
@@ -323,9 +323,9 @@ def test_a_restart_of_one_model_leaves_another_alone() -> None:
     history.restart_model(1, "m")
     history.restart_model(2, "n")
     actions = history.loaded(2, "m")
-    assert {a.key.model for a in actions if isinstance(a, (act.TellWorker, act.SignalTemplate))} == {
-        "m"
-    }
+    assert {
+        a.key.model for a in actions if isinstance(a, (act.TellWorker, act.SignalTemplate))
+    } == {"m"}
     assert one(history.template_exited(2, "n"), act.Answer).command == 2
     history.exited(0, model="m")
     assert one(history.serve(0, "m"), act.Answer).command == 1

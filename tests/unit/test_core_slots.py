@@ -60,16 +60,66 @@ def test_ready_is_said_once() -> None:
     assert history.slot().ready_at == since
 
 
-def test_ready_before_born_counts_for_both() -> None:
-    """Who speaks is born: the order of two descriptors is no order of facts."""
+def early_bird() -> History:
+    """A worker that says ready before its template has told of it."""
     history = History()
     history.start()
     history.loaded()
+    history.now += 0.01
     history.ready()
-    assert history.phase() is Phase.READY
-    assert history.born() == ()
-    history.stop()
-    assert history.phase() is Phase.DRAINING
+    assert (history.phase(), history.slot().born) == (Phase.READY, False)
+    return history
+
+
+def test_ready_before_born() -> None:
+    """The order of two descriptors is no order of facts: it serves, and becomes known when its birth is told."""
+    history = early_bird()
+    history.born()
+    assert (history.phase(), history.slot().born) == (Phase.READY, True)
+    assert history.due is None
+    assert effects(history.exited(answered=1)) == [fork(2)]
+
+
+def test_a_worker_that_never_becomes_known_is_given_up() -> None:
+    """Its template hung after the fork: nobody would see its end, so its channel is closed and it is replaced."""
+    history = early_bird()
+    assert effects(history.after(9.99)) == [
+        act.SignalTemplate(TEMPLATE, Ending.KILL),
+        act.AbandonBirth(KEY, 1),
+    ]
+    history.template_exited()
+    assert effects(history.loaded(2)) == [fork(2, template=2)]
+
+
+def test_a_worker_that_dies_unknown_is_replaced() -> None:
+    """The edge sees its channel close: a birth that failed, although it had said ready."""
+    history = early_bird()
+    history.template_exited()
+    report = one(history.birth_failed(), act.ReportWorkerExit)
+    assert (report.next, report.failures) == (Next.WAIT, 0)
+    assert effects(history.loaded(2)) == [fork(2, template=2)]
+
+
+@pytest.mark.parametrize("becomes_known", [True, False])
+def test_an_unknown_worker_is_stopped_like_another(becomes_known: bool) -> None:
+    """It has a channel to be told by; SIGTERM waits until it is known, and what is never known is abandoned."""
+    history = early_bird()
+    assert act.TellWorker(KEY, 1) in history.stop()
+    if becomes_known:
+        history.born()
+        assert act.SignalWorker(KEY, 1, Ending.TERM) in history.after(10.0)
+        return
+    assert only(history.after(10.0), act.SignalWorker) == []
+    assert only(history.after(1.0), act.AbandonBirth) == [act.AbandonBirth(KEY, 1)]
+    assert history.phase() is Phase.EMPTY
+
+
+def test_an_unknown_worker_that_went_was_asked() -> None:
+    """It obeyed the message before it became known: that is no failure."""
+    history = early_bird()
+    history.restart_slot()
+    report = one(history.birth_failed(), act.ReportWorkerExit)
+    assert (report.asked, report.failures, report.next) == (True, 0, Next.RESTART)
 
 
 # Exits and failures --------------------------------------------------------------------------------------------------
@@ -257,7 +307,8 @@ def test_a_first_failure_held_by_the_window_says_so() -> None:
         history.exited(answered=1)
         history.serve()
     report = one(history.exited(), act.ReportWorkerExit)
-    assert (report.next, report.failures, report.delay) == (Next.BACK_OFF, 1, pytest.approx(1.0))
+    assert (report.next, report.failures) == (Next.BACK_OFF, 1)
+    assert report.delay == pytest.approx(1.0)
 
 
 def test_healthy_slots_go_on() -> None:

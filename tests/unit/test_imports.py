@@ -51,7 +51,9 @@ def imports(module: Module) -> Iterator[Import]:
     yield from _imports(module, module.tree, in_function=False, guarded=False)
 
 
-def _imports(module: Module, node: ast.AST, *, in_function: bool, guarded: bool) -> Iterator[Import]:
+def _imports(
+    module: Module, node: ast.AST, *, in_function: bool, guarded: bool
+) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             for alias in child.names:
@@ -68,12 +70,17 @@ def _imports(module: Module, node: ast.AST, *, in_function: bool, guarded: bool)
         function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         catches = isinstance(child, ast.Try) and any(map(_catches_import, child.handlers))
         yield from _imports(
-            module, child, in_function=in_function or function, guarded=guarded or function or catches
+            module,
+            child,
+            in_function=in_function or function,
+            guarded=guarded or function or catches,
         )
 
 
 def _catches_import(handler: ast.ExceptHandler) -> bool:
-    kinds = {node.id for node in ast.walk(handler.type or ast.Tuple()) if isinstance(node, ast.Name)}
+    if handler.type is None:
+        return True
+    kinds = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
     return not kinds.isdisjoint({"ImportError", "ModuleNotFoundError", "Exception"})
 
 

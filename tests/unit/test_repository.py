@@ -1,11 +1,13 @@
-"""The shape of the repository: where things lie, how large they may be, who may import whom, and nothing of one machine."""
+"""The shape of the repository: where things lie, how large they may be, and that nothing of one machine is in it.
+
+Who may import whom is test_imports.py's.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,6 @@ import pytest
 from support.pages import ROOT
 
 PACKAGES = (ROOT / "supervisor" / "modelsupervisor", ROOT / "worker" / "modelworker")
-LONGEST_MODULE = 400  # lines
 LONGEST_FUNCTION = 40  # lines, the `def` and the docstring among them
 # A function that may be longer, with the reason. It is an upper bound: the entry goes when the function gets shorter.
 LONG_FUNCTIONS = {
@@ -101,12 +102,6 @@ def test_every_package_is_in_the_wheel() -> None:
 # -- size and form ----------------------------------------------------------------------------------------------------
 
 
-def test_modules_are_short() -> None:
-    """A module that grows past this is two."""
-    counted = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in CODE}
-    assert {name: count for name, count in counted.items() if count >= LONGEST_MODULE} == {}
-
-
 def test_functions_are_short() -> None:
     """A longer function is on the list, with its reason, or is divided."""
     long = {
@@ -118,9 +113,9 @@ def test_functions_are_short() -> None:
     assert long == set(LONG_FUNCTIONS)
 
 
-def test_modules_open_with_their_theory() -> None:
-    """Every module that holds code says first what it is about."""
-    files = [*CODE, *TESTS, *(ROOT / "tools").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+def test_modules_beside_the_packages_open_with_their_theory() -> None:
+    """Tests, tools and benchmarks say first what they are about, as the packages do (test_imports.py)."""
+    files = [*TESTS, *(ROOT / "tools").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     bare = [
         name_of(path)
         for path in files
@@ -138,85 +133,6 @@ def test_every_test_states_its_fact() -> None:
         if function.name.startswith("test_") and not ast.get_docstring(function)
     ]
     assert silent == []
-
-
-# -- arrows -----------------------------------------------------------------------------------------------------------
-
-
-def imports_of(path: Path) -> set[str]:
-    """The modules that a file imports, wherever in it, under `if TYPE_CHECKING` too."""
-    found: set[str] = set()
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name_of(path)}: a relative import"
-            assert node.module is not None
-            found.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
-    return found
-
-
-def within(module: str, packages: tuple[str, ...]) -> bool:
-    """The module is one of these or lies in one."""
-    return any(module == package or module.startswith(package + ".") for package in packages)
-
-
-def test_the_worker_stands_alone() -> None:
-    """modelworker runs in a model's own interpreter: the standard library and itself, the rest only where it is importable."""
-    allowed = {*sys.stdlib_module_names, "modelworker", "setproctitle"}
-    foreign = {
-        f"{name_of(path)}: {module}"
-        for path in (PACKAGES[1]).rglob("*.py")
-        for module in imports_of(path)
-        if module.partition(".")[0] not in allowed
-    }
-    assert foreign == set()
-
-
-def test_the_worker_is_python_3_8() -> None:
-    """Its syntax is what the oldest interpreter of a model can read."""
-    for path in PACKAGES[1].rglob("*.py"):
-        ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 8))
-
-
-def test_the_core_is_pure() -> None:
-    """No clock, file, process or logger: the core gets time in its events and asks for effects in its actions."""
-    pure = ("__future__", "collections", "dataclasses", "enum", "typing", "typing_extensions")
-    ours = ("modelsupervisor.core", "modelsupervisor.errors")
-    foreign = {
-        f"{name_of(path)}: {module}"
-        for path in (PACKAGES[0] / "core").rglob("*.py")
-        for module in imports_of(path)
-        if not within(module, pure + ours)
-    }
-    assert foreign == set()
-
-
-@pytest.mark.parametrize(
-    ("package", "forbidden"),
-    [
-        (
-            "config",
-            (
-                "modelsupervisor.core",
-                "modelsupervisor.runtime",
-                "modelsupervisor.cli",
-                "modelworker",
-            ),
-        ),
-        ("runtime", ("modelsupervisor.cli", "modelsupervisor.client")),
-        ("scaffold", ("modelsupervisor.runtime", "modelsupervisor.core", "modelsupervisor.cli")),
-    ],
-)
-def test_arrows_between_packages(package: str, forbidden: tuple[str, ...]) -> None:
-    """The command line is on top, the configuration knows nothing of what runs."""
-    crossing = {
-        f"{name_of(path)}: {module}"
-        for path in (PACKAGES[0] / package).rglob("*.py")
-        for module in imports_of(path)
-        if within(module, forbidden)
-    }
-    assert crossing == set()
 
 
 # -- nothing of one machine -------------------------------------------------------------------------------------------

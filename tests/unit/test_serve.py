@@ -574,6 +574,24 @@ def test_beyond_max_connections_the_backlog_waits(make: Make) -> None:
     assert third.body() == b"third"
 
 
+def test_a_full_worker_lets_idle_connections_go(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections that clients only keep do not shut others out: the one that idled longest is closed."""
+    monkeypatch.setattr(serve_module, "IDLE_BORNE", 0.2)
+    worker = make(connections=2)
+    oldest, newer = worker.peer(), worker.peer()
+    for peer in (oldest, newer):
+        peer.send(ask(b"in"))
+        assert peer.body() == b"in"
+    third = worker.peer()
+    third.send(ask(b"third"))
+    assert third.body() == b"third"
+    assert oldest.ended()
+    newer.send(ask(b"still in"))
+    assert newer.body() == b"still in"
+
+
 class NoDescriptors:
     """A listener whose accept fails as it does when the process has no descriptor left."""
 

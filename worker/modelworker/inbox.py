@@ -14,19 +14,20 @@ from modelworker.frames import Limits, WireError
 class Inbox:
     """The bytes that came and are not consumed: `held[at:]`.
 
-    A chunk that finds it empty is kept without a copy.
-    `begun` says that a frame was begun and is not complete, though all of it that came may be
-    consumed.
+    A chunk that finds it empty is kept without a copy. `pending` says that there is more to come of
+    what is here: bytes that are not consumed, or a frame of which all that came is.
     """
 
-    __slots__ = ("at", "begun", "held")
+    __slots__ = ("at", "held", "pending")
 
     def __init__(self) -> None:
         self.held: Union[bytes, bytearray] = b""
         self.at = 0
-        self.begun = False
+        self.pending = False
 
     def feed(self, chunk: bytes) -> None:
+        if chunk:
+            self.pending = True
         held = self.held
         if self.at == len(held):
             self.held = chunk
@@ -40,11 +41,11 @@ class Inbox:
 
     def end_frame(self, at: int) -> None:
         """Go on at `at`; a large frame that was consumed is not kept until the next one comes."""
-        if at == len(self.held):
+        self.pending = at < len(self.held)
+        if not self.pending:
             self.held = b""
             at = 0
         self.at = at
-        self.begun = False
 
 
 def copy_out(held: Union[bytes, bytearray], start: int, stop: int) -> bytes:

@@ -38,13 +38,18 @@ class Midwife:
     def deliver(self, message: Dict[str, Any], descriptors: List[int]) -> int:
         """The pid of the worker that was asked for; the midwife is gone after that, either way.
 
-        Raises OSError where a fork failed, and ChildProcessError where the midwife was gone before.
+        Raises OSError where a fork failed, and ChildProcessError where the midwife was gone before it was asked. One that ends
+        while it is asked may have borne the worker already: that birth has failed, since a second try could make two of them.
         """
         try:
-            self.channel.hand_over(descriptors, "birth", message=message)
-            answer, _ = self.channel.wait()
-        except (OSError, ChannelClosed) as error:
-            raise ChildProcessError(errno.ECHILD, "the midwife is gone") from error
+            try:
+                self.channel.hand_over(descriptors, "birth", message=message)
+            except OSError as error:
+                raise ChildProcessError(errno.ECHILD, "the midwife is gone") from error
+            try:
+                answer, _ = self.channel.wait()
+            except ChannelClosed as error:
+                raise OSError(errno.EPIPE, "the midwife died while it was asked") from error
         finally:
             self.bury()
         assert answer is not None

@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 import time
-from typing import Iterable, List, Optional
+from typing import Iterable, List, NoReturn, Optional
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 _IOLBF = 1  # setvbuf(3), glibc and musl alike
@@ -21,6 +21,8 @@ _PROT_READ_WRITE = 0x1 | 0x2  # mmap(2)
 _MAP_SHARED = 0x1
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _FOREVER_IGNORED = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
+_UNTOUCHABLE = {signal.SIGKILL, signal.SIGSTOP}
+_FAULTS = {signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL}
 
 
 class Orphaned(Exception):
@@ -67,13 +69,14 @@ def default_signals() -> None:
     is for the supervisor, and a KeyboardInterrupt inside a handler is nobody's wish.
     """
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals():
-        if number in (signal.SIGKILL, signal.SIGSTOP):
-            continue
+    for number in signal.valid_signals() - _UNTOUCHABLE:
         wanted = signal.SIG_IGN if number in _FOREVER_IGNORED else signal.SIG_DFL
+        known = signal.getsignal(number)
+        if number in _FAULTS and known is wanted:
+            continue  # default as far as Python knows: faulthandler's by now, or a framework's own
         try:
-            if signal.getsignal(number) is not wanted and signal.getsignal(number) is not None:
-                signal.signal(number, wanted)
+            # Also where Python knows nothing else: a library may have set it in C while it was loaded.
+            signal.signal(number, wanted)
         except (OSError, ValueError):
             continue  # reserved by the C library
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -155,3 +158,14 @@ def flush_output() -> None:
         ctypes.CDLL(None).fflush(None)
     except (OSError, AttributeError):
         return
+
+
+def leave(leaving: SystemExit) -> NoReturn:
+    """End the process as the handler asked, reading the argument of sys.exit as Python does."""
+    code = leaving.code
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    flush_output()
+    os._exit((code or 0) & 0xFF)
+

@@ -100,9 +100,8 @@ def _responses(
 ) -> Generator[Optional[PredictResponse], None, NoReturn]:
     """Yield None while bytes are missing, else the next response."""
     while True:
-        while inbox.at == len(inbox.held):
+        while not inbox.pending:
             yield None
-        inbox.begun = True
         yield (yield from _response(inbox, limits))
 
 
@@ -147,4 +146,4 @@ class ResponseReader:
     @property
     def pending(self) -> bool:
         """Whether bytes of an unfinished response, or of responses not yet asked for, are held."""
-        return self._inbox.begun or self._inbox.at < len(self._inbox.held)
+        return self._inbox.pending

@@ -32,6 +32,8 @@ _CELLS_AT = 64
 _USED = _CELLS_AT + CELLS * CELL_SIZE
 _HEADER = struct.Struct("=QQQdI")
 _CELL = struct.Struct("64p")  # length and bytes, cut to 63 and padded with zeros, in one call
+_SINCE_AT = 24
+_BATCH = struct.Struct("=dI28x64p")  # from "busy since" to the first id, often the only one
 _READ_TRIES = 4
 
 Buffer = Union[bytearray, memoryview, mmap.mmap]
@@ -45,7 +47,7 @@ class Record:
     def __init__(self, buffer: Buffer) -> None:
         self._memory = memoryview(buffer)[:_USED].cast("B")
         self._words = self._memory.cast("Q")  # 0 sequence, 1 generation, 2 requests
-        self._since = self._memory[24:32].cast("d")
+        self._since = self._memory[_SINCE_AT:32].cast("d")
         self._count = self._memory[32:36].cast("I")
         self._sequence = 0
         self._requests = 0
@@ -59,13 +61,15 @@ class Record:
     def begin(self, request_ids: Sequence[str], now: float) -> None:
         """Note the batch that the handler is about to get; `now` is CLOCK_MONOTONIC seconds."""
         sequence = self._sequence = self._sequence + 2
+        memory = self._memory
         self._words[0] = sequence - 1
-        at = _CELLS_AT
-        for request_id in request_ids[:CELLS]:
-            _CELL.pack_into(self._memory, at, request_id.encode("utf-8", "surrogateescape"))
-            at += CELL_SIZE
-        self._since[0] = now
-        self._count[0] = len(request_ids)
+        first = request_ids[0].encode("utf-8", "surrogateescape") if request_ids else b""
+        _BATCH.pack_into(memory, _SINCE_AT, now, len(request_ids), first)
+        if len(request_ids) > 1:
+            at = _CELLS_AT + CELL_SIZE
+            for request_id in request_ids[1:CELLS]:
+                _CELL.pack_into(memory, at, request_id.encode("utf-8", "surrogateescape"))
+                at += CELL_SIZE
         self._words[0] = sequence
 
     def end(self, answered: int) -> None:

@@ -24,14 +24,13 @@ import os
 import select
 import socket
 import struct
-import sys
 import time
-from typing import Dict, NamedTuple, NoReturn, Optional
+from typing import Dict, NamedTuple, Optional
 
 from modelworker.channel import Channel, ChannelClosed
 from modelworker.loader import LoadedModel
 from modelworker.metrics import MetricsStore, print_metrics
-from modelworker.process import flush_output
+from modelworker.process import leave
 from modelworker.respond import answer
 from modelworker.scoreboard import Record
 from modelworker.session import Connection, Session
@@ -44,6 +43,8 @@ from modelworker.wire import (
 
 READ_SIZE = 65536  # below malloc's mmap threshold: with 256 KiB every recv maps and faults anew
 MAX_EVENTS = 64  # by default epoll.poll allocates room for 1,023 at each call
+IDLE_BORNE = 1.0  # seconds that a full worker lets a connection idle while another one waits to be accepted
+FULL_PAUSE = 0.1  # seconds until a full worker whose connections are all in use looks again
 ACCEPT_PAUSE = 1.0  # seconds without accepting after EMFILE and its like, so as not to spin
 _PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _NOBODY_THERE = (errno.EAGAIN, errno.EINTR, errno.ECONNABORTED)
@@ -57,16 +58,19 @@ class ServeSettings(NamedTuple):
 
 
 class _Peer(Connection):
-    """A connection with its socket; `watched` is what epoll was told: EPOLLIN, EPOLLOUT or 0."""
+    """A connection with its socket; `watched` is what epoll was told: EPOLLIN, EPOLLOUT or 0;
+    `used` is when it was accepted or last answered (CLOCK_MONOTONIC).
+    """
 
-    __slots__ = ("recv", "send", "sock", "watched")
+    __slots__ = ("recv", "send", "sock", "used", "watched")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, now: float) -> None:
         super().__init__()
         self.sock = sock
         self.recv = sock.recv
         self.send = sock.send
         self.watched = select.EPOLLIN
+        self.used = now
 
 
 def serve(
@@ -88,7 +92,7 @@ def serve(
         except ChannelClosed:
             return 0
         except SystemExit as leaving:
-            _leave(leaving)
+            leave(leaving)
         finally:
             worker.close_all()
     return 0
@@ -208,6 +212,10 @@ class _Worker:
 
     def _accept(self, now: float) -> None:
         """Take one connection; the rest wait in the backlog, where they survive us."""
+        if len(self._peers) >= self._settings.max_connections and not self._make_room(now):
+            self._accept_again = now + FULL_PAUSE
+            self._deafen()
+            return
         try:
             sock, _ = self._listener.accept()
         except OSError as error:
@@ -220,10 +228,24 @@ class _Worker:
                 )
             return
         sock.setblocking(False)
-        self._peers[sock.fileno()] = _Peer(sock)
+        self._peers[sock.fileno()] = _Peer(sock, now)
         self._epoll.register(sock.fileno(), select.EPOLLIN)
-        if len(self._peers) >= self._settings.max_connections:
-            self._deafen()
+
+    def _make_room(self, now: float) -> bool:
+        """Close the connection that has idled longest, if that is long; False where all are in use.
+
+        Clients keep connections; without this, those of a few idle processes would shut everybody else out. One that sends at
+        this very moment finds its request unread, which a client may always ask again.
+        """
+        idle = [
+            peer
+            for peer in self._peers.values()
+            if peer.command is None and not peer.since and now - peer.used >= IDLE_BORNE
+        ]
+        if not idle:
+            return False
+        self._close(min(idle, key=lambda peer: peer.used))
+        return True
 
     # One connection
 
@@ -317,8 +339,9 @@ class _Worker:
         """Read on after a reply that was taken whole."""
         if peer.watched != select.EPOLLIN:
             self._watch(peer, select.EPOLLIN)
+        peer.used = now = time.monotonic()
         try:
-            self._session.answered(peer, time.monotonic())
+            self._session.answered(peer, now)
         except WireError as error:
             self._refuse(peer, error.code, error.message)
 
@@ -373,13 +396,3 @@ def _same_path(asked: str, served: str) -> bool:
         return asked == served or os.path.realpath(asked) == os.path.realpath(served)
     except ValueError:  # a NUL in it
         return False
-
-
-def _leave(leaving: SystemExit) -> NoReturn:
-    """End the process as the handler asked, reading the argument of sys.exit as Python does."""
-    code = leaving.code
-    if code is not None and not isinstance(code, int):
-        print(code, file=sys.stderr)
-        code = 1
-    flush_output()
-    os._exit((code or 0) & 0xFF)

@@ -70,13 +70,15 @@ class Session(Generic[C]):
         self._advance(connection, now)
 
     def _advance(self, connection: C, now: float) -> None:
-        command = connection.reader.next_command()
+        """Queue a connection whose next command is here; start its clock where only half of it is."""
+        reader = connection.reader
+        command = reader.next_command()
         if command is not None:
             connection.command = command
             self.queue.append(connection)
             if connection.since:
                 self._stop_clock(connection)
-        elif not connection.since and connection.reader.pending:
+        elif not connection.since and reader.pending:
             self._start_clock(connection, now)
 
     def answered(self, connection: C, now: float) -> None:

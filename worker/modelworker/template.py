@@ -41,6 +41,19 @@ def _open_descriptors() -> FrozenSet[int]:
     return frozenset(number for number in listed if os.path.lexists("/proc/self/fd/%d" % number))
 
 
+def _model_spec(spec: Dict[str, Any]) -> loader.ModelSpec:
+    """What the loader needs of the supervisor's `load`."""
+    return loader.ModelSpec(
+        name=spec["model"],
+        path=spec["path"],
+        handler=spec["handler"],
+        batch_size=spec["batch_size"],
+        gpu_id=spec["gpu_id"],
+        server_version=spec["server_version"],
+        warmup=spec["warmup"],
+    )
+
+
 class Template:
     """The loaded model and what every worker inherits; lives as long as the process."""
 
@@ -59,17 +72,7 @@ class Template:
         try:
             process.pin(spec["cpus"])
             frameworks.prepare_numpy()
-            model = loader.load_model(
-                loader.ModelSpec(
-                    name=spec["model"],
-                    path=spec["path"],
-                    handler=spec["handler"],
-                    batch_size=spec["batch_size"],
-                    gpu_id=spec["gpu_id"],
-                    server_version=spec["server_version"],
-                    warmup=spec["warmup"],
-                )
-            )
+            model = loader.load_model(_model_spec(spec))
             loaded = time.monotonic()
             warmed = loader.warm_up(model, spec["warmup"])
         except Exception as error:  # whatever a handler raises while loading is a failed load, reported whole

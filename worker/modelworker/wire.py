@@ -72,9 +72,8 @@ def _commands(inbox: Inbox, limits: Limits) -> Generator[Optional[Command], None
     unpack, new = INTEGER.unpack_from, tuple.__new__
     text, value, frame, _, _ = limits
     while True:
-        while inbox.at == len(inbox.held):
+        while not inbox.pending:
             yield None
-        inbox.begun = True
         held = inbox.held
         # Negative once the first bytes of the frame were dropped: `at - start` stays the offset.
         start = inbox.at
@@ -152,7 +151,7 @@ def _hand_over(requests: List[Request]) -> PredictCommand:
     """Return the batch, of which a parser that waits for the next one must not keep anything."""
     batch = requests.copy()
     requests.clear()
-    return PredictCommand(batch)
+    return tuple.__new__(PredictCommand, (batch,))
 
 
 def _check_row(inbox: Inbox, at: int, start: int, row: int, limits: Limits) -> None:
@@ -236,4 +235,4 @@ class CommandReader:
     @property
     def pending(self) -> bool:
         """Whether bytes of an unfinished frame, or of frames not yet asked for, are held."""
-        return self._inbox.begun or self._inbox.at < len(self._inbox.held)
+        return self._inbox.pending

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Union
 
 from modelsupervisor.core.states import Blame, SlotKey, TemplateKey
 
@@ -139,16 +138,16 @@ class Exit:
     code: int
 
 
-Action = Union[
-    StartTemplate,
-    ForkWorker,
-    TellWorker,
-    SignalWorker,
-    SignalTemplate,
-    AbandonBirth,
-    ReportWorkerExit,
-    ReportTemplateExit,
-    Note,
-    Answer,
-    Exit,
-]
+Action = (
+    StartTemplate
+    | ForkWorker
+    | TellWorker
+    | SignalWorker
+    | SignalTemplate
+    | AbandonBirth
+    | ReportWorkerExit
+    | ReportTemplateExit
+    | Note
+    | Answer
+    | Exit
+)

@@ -6,7 +6,6 @@ Every event carries `now`, the monotonic time in seconds at which the edge took 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
 
 from modelsupervisor.core.states import SlotKey, TemplateKey
 
@@ -113,16 +112,16 @@ class RestartSlotRequested:
     now: float
 
 
-Event = Union[
-    Started,
-    Tick,
-    StopRequested,
-    TemplateLoaded,
-    TemplateExited,
-    WorkerBorn,
-    BirthFailed,
-    WorkerReady,
-    WorkerExited,
-    RestartModelRequested,
-    RestartSlotRequested,
-]
+Event = (
+    Started
+    | Tick
+    | StopRequested
+    | TemplateLoaded
+    | TemplateExited
+    | WorkerBorn
+    | BirthFailed
+    | WorkerReady
+    | WorkerExited
+    | RestartModelRequested
+    | RestartSlotRequested
+)

@@ -110,13 +110,15 @@ def born(step: Step, event: WorkerBorn) -> None:
 
 
 def ready(step: Step, event: WorkerReady) -> None:
-    """READY is said once, by the worker; from a slot that is being stopped it comes too late to matter."""
+    """READY is said once, by the worker; from a slot that is being stopped it comes too late to matter.
+
+    It may come before the template has said who was born. Then the worker serves, but nobody could signal it or would see its
+    end: the birth stays due, and one that is never made known is given up like one that never came.
+    """
     slot = present(step, event.key, event.generation)
     if slot is None or slot.phase is not Phase.STARTING:
         return
-    slot = replace(
-        slot, phase=Phase.READY, deadline=None, birth_deadline=None, born=True, ready_at=event.now
-    )
+    slot = replace(slot, phase=Phase.READY, deadline=None, ready_at=event.now)
     step.put(slot)
     # From the moment its first process was asked for, which is what a client that waits has felt.
     took = event.now - slot.births[-1] if slot.births else 0.0
@@ -219,7 +221,7 @@ def birth_failed(step: Step, event: BirthFailed) -> None:
     if slot is None or slot.born:
         return
     template = step.templates.get(TemplateKey(slot.key.model, slot.template))
-    asked = slot.phase is Phase.STOPPING and slot.blame is None
+    asked = slot.phase in (Phase.DRAINING, Phase.STOPPING) and slot.blame is None
     blameless = asked or template is None or template.phase is not TemplatePhase.READY
     failures = slot.failures if blameless else slot.failures + 1
     counted = replace(slot, failures=failures)
@@ -244,7 +246,7 @@ def drain(step: Step, slot: Slot) -> None:
     """Ask the process of a slot to go: kindly where it serves, by signal where it holds nothing yet."""
     if slot.phase is Phase.READY:
         deadline = step.now + step.models[slot.key.model].policy.stop_timeout
-        slot = replace(slot, phase=Phase.DRAINING, deadline=deadline)
+        slot = replace(slot, phase=Phase.DRAINING, deadline=deadline, birth_deadline=None)
         step.put(slot)
         step.do(TellWorker(slot.key, slot.generation))
         step.slot_note("info", "worker.stopping", slot)
@@ -314,9 +316,7 @@ def _give_up_birth(step: Step, slot: Slot) -> None:
         # One that was sent away already has been asked to go: then its end is no fault.
         blame = template.blame if template.phase is TemplatePhase.STOPPING else Blame.HUNG
         step.put(
-            replace(
-                template, phase=TemplatePhase.STOPPING, deadline=None, killed=True, blame=blame
-            )
+            replace(template, phase=TemplatePhase.STOPPING, deadline=None, killed=True, blame=blame)
         )
         step.do(SignalTemplate(template.key, Ending.KILL))
     _abandon(step, slot, "the template did not fork in time")

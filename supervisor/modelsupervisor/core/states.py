@@ -32,7 +32,7 @@ class Phase(str, Enum):
     READY = "READY"
     DRAINING = "DRAINING"  # was told to stop: it finishes the batch in hand
     STOPPING = "STOPPING"  # was sent a signal that ends it
-    BACKING_OFF = "BACKING_OFF"  # no process; the next birth has a time, or waits for the template's next try
+    BACKING_OFF = "BACKING_OFF"  # no process; the next birth has a time, or its template has
     FAILED = "FAILED"  # no process; gave up, tries again at a slow pace
 
 
@@ -183,6 +183,6 @@ class State:
     exit_on_start_failure: bool = True
     stop_timeout: float = 30.0
     stop_deadline: float | None = None
-    lost_deadline: float | None = None  # after SIGKILL to all: when to stop waiting for what does not die
+    lost_deadline: float | None = None  # after SIGKILL to all: when to give up what is left
     exit_code: int = 0
     luck: int = 1

@@ -70,13 +70,21 @@ class Step:
     def slot_note(self, level: str, event: str, slot: Slot, **fields: object) -> None:
         """Log an event about the present generation of a slot."""
         self.do(
-            Note(level, event, slot=slot.key, generation=slot.generation, fields=tuple(fields.items()))
+            Note(
+                level,
+                event,
+                slot=slot.key,
+                generation=slot.generation,
+                fields=tuple(fields.items()),
+            )
         )
 
     def template_note(self, level: str, event: str, key: TemplateKey, **fields: object) -> None:
         """Log an event about a template."""
         self.do(
-            Note(level, event, template=key, generation=key.generation, fields=tuple(fields.items()))
+            Note(
+                level, event, template=key, generation=key.generation, fields=tuple(fields.items())
+            )
         )
 
     def slots_of(self, model: str) -> list[Slot]:

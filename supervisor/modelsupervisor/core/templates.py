@@ -36,7 +36,9 @@ def start(step: Step, name: str, *, candidate: bool = False) -> TemplateKey:
     deadline = step.now + model.policy.startup_timeout
     step.put(Template(key, deadline=deadline))
     model = replace(model, generation=generation, retry_at=None, failed=False)
-    step.put(replace(model, candidate=generation) if candidate else replace(model, current=generation))
+    step.put(
+        replace(model, candidate=generation) if candidate else replace(model, current=generation)
+    )
     step.do(StartTemplate(key))
     step.template_note("info", "template.starting", key)
     return key
@@ -46,9 +48,7 @@ def retire(step: Step, template: Template) -> None:
     """Send a template away; nothing is forked from it any more."""
     if template.phase is TemplatePhase.STOPPING:
         return
-    step.put(
-        replace(template, phase=TemplatePhase.STOPPING, deadline=step.now + slots.TERM_GRACE)
-    )
+    step.put(replace(template, phase=TemplatePhase.STOPPING, deadline=step.now + slots.TERM_GRACE))
     step.do(SignalTemplate(template.key, Ending.TERM))
 
 

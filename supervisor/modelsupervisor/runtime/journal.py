@@ -96,10 +96,14 @@ class Journal:
         """Make one event. The fields may be a worker's words: any name, any value that JSON has."""
         if LEVELS.get(level, 20) < self._least:
             return
+        self.tell_dropped()
+        self._make(level, event, fields)
+
+    def tell_dropped(self) -> None:
+        """Say in the log how many lines are missing from it, once there is room for that."""
         dropped = self._sink.take_dropped()
         if dropped:
             self._make("warning", "log.dropped", {"sink": "stdout", "lines": dropped})
-        self._make(level, event, fields)
 
     def _make(self, level: str, event: str, fields: dict[str, Any]) -> None:
         self.seq += 1

@@ -49,8 +49,8 @@ class LineSplitter:
         lines: list[Line] = []
         for piece in pieces:
             if self._part or len(piece) > self._max:
-                piece = self._cut(piece, lines)
-                lines.append(Line(piece, part=self._part))
+                last = self._cut(piece, lines)
+                lines.append(Line(last, part=self._part))
                 self._part = 0
             else:
                 lines.append(Line(piece))

@@ -24,7 +24,7 @@ from modelsupervisor.runtime.reactor import Rank, Reactor
 from modelsupervisor.runtime.rundir import RunDirectory
 
 TURN = 64 * 1024  # bytes that one stream may take of a turn of the loop (DESIGN §3)
-LAST_LINES = 20  # lines of the story in `worker.exited`
+LAST_LINES = 50  # lines of the story in `worker.exited`: the stack that faulthandler prints fits into it
 LAST_LINE_LENGTH = 2000  # characters of each
 
 LEVEL_OF = {"stdout": "info", "stderr": "warning"}

@@ -75,11 +75,13 @@ class Reactor:
         assert self._epoll is not None
         # Rounded up to the millisecond that epoll counts in: rounded down, the last millisecond before a deadline would spin.
         wait = -1.0 if timeout is None else math.ceil(max(0.0, timeout) * 1000) / 1000
-        ready = [
-            (self._watches[fd], events)
-            for fd, events in self._epoll.poll(wait, maxevents=max(64, len(self._watches)))
-            if fd in self._watches
-        ]
+        most = max(64, len(self._watches))
+        found = self._epoll.poll(wait, maxevents=most)
+        if not found:
+            # A process that was stopped comes out of its wait with EINTR, and the interpreter, seeing the time over, says that
+            # nothing is ready without having looked. So look: what others said meanwhile comes before any deadline.
+            found = self._epoll.poll(0, maxevents=most)
+        ready = [(self._watches[fd], events) for fd, events in found if fd in self._watches]
         ready.sort(key=lambda entry: entry[0].rank)
         return ready
 

@@ -26,7 +26,7 @@ _PASSING = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT})
 
 
 class StdoutSink:
-    """A buffered, never blocking writer. `open` first; `finish` at the end, with a deadline."""
+    """A buffered, never blocking writer. `open` first; `drain`, with a deadline, and `close` at the end."""
 
     def __init__(self, fd: int) -> None:
         self._given = fd
@@ -127,8 +127,8 @@ class StdoutSink:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTTOU})
 
-    def finish(self, seconds: float) -> None:
-        """Write out what waits, for at most so long; the terminal's or pipe's flags are as they were found."""
+    def drain(self, seconds: float) -> None:
+        """Write out what waits, for at most so long."""
         deadline = time.monotonic() + seconds
         self.flush()
         while self.backlog and (left := deadline - time.monotonic()) > 0:
@@ -138,6 +138,9 @@ class StdoutSink:
             poll.register(self.fd, select.POLLOUT)
             poll.poll(left * 1000)
             self.flush()
+
+    def close(self) -> None:
+        """Let go; the terminal's or pipe's flags are as they were found."""
         if self._socket is not None:
             self._socket.close()
         elif self._fd != self._given:

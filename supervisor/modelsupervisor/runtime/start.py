@@ -318,7 +318,11 @@ class Session:
         if self._supervisor is not None:
             uptime = round(Edge.now() - begun, 3)
             self._journal.emit("info", "supervisor.stopped", pid=os.getpid(), code=code, uptime_s=uptime)
-        self._sink.finish(LAST_FLUSH)
+        deadline = Edge.now() + LAST_FLUSH
+        self._sink.drain(LAST_FLUSH)
+        self._journal.tell_dropped()
+        self._sink.drain(deadline - Edge.now())
+        self._sink.close()
         if self._operators is not None:
             self._operators.close()
         self._reactor.close()

@@ -217,6 +217,7 @@ class Supervisor:
         if self._state.run is not Run.STARTING:
             self._edge.journal.progress("")
         self._sink.flush()
+        self._edge.journal.tell_dropped()
         wanted = self._sink.backlog and self._sink.pollable
         if wanted and not self._sink_watched:
             # Registered only while something waits: a pipe that has room would wake the loop for ever.

@@ -11,12 +11,11 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-
-kept = []  # what was opened at load, for the life of the process
 
 
 def _meet(fault):
@@ -42,6 +41,11 @@ def _meet(fault):
         ctypes.PyDLL(None).pause() if fault.get("quiet") else ctypes.PyDLL(None).sleep(100000)
     elif name == "ignore_sigterm":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif name == "sour_signals":  # as a library might, in Python and in C
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+        ctypes.CDLL(None).signal(int(signal.SIGHUP), ctypes.c_void_p(1))
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
     elif name == "print":
         for number in range(fault.get("lines", 1)):
             print(fault.get("text", "line"), number, file=getattr(sys, fault.get("stream", "stdout")))
@@ -59,14 +63,35 @@ def _meet(fault):
     elif name == "no_forks":
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # not for root
     elif name == "open":
-        kept.append(open(fault["path"], "rb"))
+        os.open(fault["path"], os.O_RDONLY)  # and never closed
     elif name == "thread_at_fork":
-        os.register_at_fork(after_in_child=lambda: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start())
+        os.register_at_fork(after_in_child=_start_thread)
+    elif name == "close_all":
+        os.closerange(3, 4096)
+    elif name == "babble":
+        _babble(fault["messages"])
     elif name == "helper":
         return str(_helper(fault))
     elif name == "facts":
         return json.dumps(_facts())
     return None
+
+
+def _start_thread():
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+
+
+def _babble(messages):
+    """Send these (latin-1) to the supervisor over the worker's own channel."""
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            channel = socket.socket(fileno=os.dup(int(number)))
+        except OSError:
+            continue  # not a socket, or the listing's own
+        with channel:
+            if channel.type == socket.SOCK_SEQPACKET:
+                for message in messages:
+                    channel.send(message.encode("latin-1"))
 
 
 def _helper(fault):
