@@ -228,7 +228,7 @@ with socket.socket(socket.AF_UNIX) as peer:
         peer.sendall(b'{{"id": 1, "command": "stop"}}\\n')
     except BrokenPipeError:
         pass
-    sys.stdout.write(peer.makefile().read())
+    sys.stdout.write(peer.makefile().readline())
 """
 
 

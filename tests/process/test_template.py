@@ -263,9 +263,16 @@ def test_a_midwife_that_dies_while_it_is_asked_bears_no_twins(running: Running) 
     midwife = midwife_pid(template)
     os.kill(midwife, signal.SIGSTOP)
     wait_for(lambda: state_of(midwife) == "T", "the midwife to be stopped")
+    held = len(os.listdir(f"/proc/{template}/fd"))
+
+    def asked() -> bool:  # the template has the birth's five descriptors, and waits for an answer
+        return len(os.listdir(f"/proc/{template}/fd")) == held + 5 and state_of(template) == "S"
+
     kill_worker(instance, signal.SIGKILL)
-    instance.wait_event("worker.starting", generation=2)
+    wait_for(asked, "the midwife to be asked")
     os.kill(midwife, signal.SIGKILL)
+    failed = instance.wait_event("worker.spawn_failed")
+    assert (failed["generation"], "EPIPE" in failed["reason"]) == (2, True)
     assert echo(instance) == b"are you there"
     worker = instance.worker()["pid"]
     wait_for(lambda: set(children_of(instance.pid)) == {template, worker}, "one worker to be there")

@@ -109,6 +109,7 @@ class Counts:
     failures: int = 0
     charged: int = 0
     births: list[float] = field(default_factory=list)
+    not_before: float = 0.0  # the time that the last report promised
     wiped: bool = False
 
 
@@ -186,6 +187,9 @@ class Kernel:
         book = self.counts[action.key]
         if len(book.births) >= 20:
             assert book.births[-20] + 1.0 <= self.now + CLOSE, "more than 20 births in a second"
+        assert book.wiped or self.now >= book.not_before - CLOSE, (
+            "a birth before its back-off is over"
+        )
         if book.charged >= 5 and not book.wiped:
             assert book.births[-1] + 1.0 <= self.now + CLOSE, "births do not slow down"
         book.births.append(self.now)
@@ -267,6 +271,7 @@ class Kernel:
         if self.counts[action.key].wiped:
             return
         assert action.failures == failures
+        self.counts[action.key].not_before = self.now + (action.delay or 0.0)
         policy = self.state.models[action.key.model].policy
         if action.next is act.Next.FAILED:
             assert failures >= policy.max_failures
@@ -297,6 +302,8 @@ class Kernel:
             there = [p for (other, _), p in self.processes.items() if other == key and p.there]
             if slot.live:
                 assert [p.generation for p in there] == [slot.generation]
+                bounded = slot.deadline is not None or slot.birth_deadline is not None
+                assert there[0].known or bounded, "nobody would see its end"
                 continue
             assert not there or state.run is Run.DONE, "a process that the core forgot"
             if state.run in (Run.STOPPING, Run.DONE):
@@ -310,6 +317,13 @@ class Kernel:
             assert slot.deadline is not None or waits, f"{key} waits for ever"
             assert slot.phase is not Phase.FAILED or slot.deadline or model.retry_at or loading
             assert not (slot.deadline is None and self._forkable(key.model)), f"{key} is forgotten"
+        for model in state.models.values():
+            assert model.current is None or model.retry_at is None, "a try that nobody needs"
+        for name, mould in self.moulds.items():
+            model = state.models[name.model]
+            wanted = name.generation in (model.current, model.candidate)
+            sent_away = mould.termed_at is not None or mould.killed_at is not None
+            assert mould.stage is Stage.GONE or wanted or sent_away, f"{name} is forgotten"
         due = next_deadline(state)
         if state.run is not Run.DONE and (due is None or due > self.now):
             assert reduce(state, ev.Tick(self.now)) == (state, ()), (

@@ -9,8 +9,9 @@ bounded time) and `finish` (does a stop end, in bounded time, whatever the tempe
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
-from property.kernel import CLOSE, Counts, Kernel, Mould, Process, Stage, Temper
+from property.kernel import CLOSE, Kernel, Mould, Process, Stage, Temper
 
 from modelsupervisor.core import actions as act
 from modelsupervisor.core import events as ev
@@ -31,8 +32,7 @@ class Simulation(Kernel):
         twin.processes = {key: copy.copy(process) for key, process in self.processes.items()}
         twin.moulds = {key: copy.copy(mould) for key, mould in self.moulds.items()}
         twin.counts = {
-            key: Counts(book.failures, book.charged, list(book.births), book.wiped)
-            for key, book in self.counts.items()
+            key: replace(book, births=list(book.births)) for key, book in self.counts.items()
         }
         twin.pending, twin.exits = dict(self.pending), list(self.exits)
         return twin

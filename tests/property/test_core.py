@@ -183,9 +183,10 @@ class Histories(RuleBasedStateMachine):
         self.world.die(processes[pick % len(processes)], declined=True)
 
     @precondition(lambda self: self.there(Stage.BORN, Stage.READY))
-    @rule(deaths=st.integers(2, 25), in_hand=st.sampled_from([0, 1]))
-    def crash_loop(self, deaths: int, in_hand: int) -> None:
+    @rule(deaths=st.integers(2, 25), way=st.sampled_from([(0, 0), (0, 1), (3, 0)]))
+    def crash_loop(self, deaths: int, way: tuple[int, int]) -> None:
         """The newest worker dies, and each successor that is born at once does the same."""
+        answered, in_hand = way
         key = self.world.alive(Stage.BORN, Stage.READY)[-1].key
         for _ in range(deaths):
             there = [p for p in self.world.unborn() if p.key == key]
@@ -194,9 +195,9 @@ class Histories(RuleBasedStateMachine):
                 return
             if not there[0].known:
                 self.world.bear(there[0])
-            if there[0].stage is Stage.BORN and in_hand:
+            if there[0].stage is Stage.BORN and way != (0, 0):
                 self.world.ready(there[0])
-            self.world.die(there[0], in_hand=in_hand)
+            self.world.die(there[0], answered=answered, in_hand=in_hand)
 
     # News of what is no more
 

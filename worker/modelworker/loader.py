@@ -107,6 +107,9 @@ def _import_handler(path: str, module_path: str) -> ModuleType:
         sys.path.insert(0, os.path.join(path, folder))
     if not name:
         raise LoadError(f"handler {module_path!r} names no module; expected module:function")
+    # The folder is the model's own: nothing is written into it, and a handler that was changed twice within a second, to the same
+    # length, is not found unchanged (what Python knows a stale .pyc by).
+    sys.dont_write_bytecode = True
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -145,6 +145,7 @@ class _Worker:
                     self._accept(now)
                 elif self._told_to_stop():
                     return True
+            peer = None  # one that left is not kept, with all it sent, until another speaks
             if timed:
                 self._expire(now)
             if self._accept_again and now >= self._accept_again:

@@ -1,4 +1,4 @@
-"""The log as a person reads it on a terminal: time, level, event, facts; tracebacks and last words as blocks below.
+"""The log as a person reads it on a terminal: time, level, event, facts; tracebacks as blocks below.
 
 A worker's own line is shown as its line, with its slot before it. While something is being waited for, one progress line stands
 below the log; each log line takes it away and puts it back.
@@ -13,7 +13,16 @@ import structlog
 
 _CLEAR = "\r\x1b[2K"
 _DIM, _RED, _YELLOW, _RESET = "\x1b[2m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
-_BLOCKS = ("traceback", "last_lines")
+_SHOWN_BEFORE = ("seq", "last_lines", "at")  # its last lines stand above a worker's end already
+
+
+def _printable(line: str) -> str:
+    """A line without the power over the terminal that it is shown on."""
+    if line.isprintable():
+        return line
+    return "".join(
+        each if each.isprintable() or each == "\t" else ascii(each)[1:-1] for each in line
+    )
 
 
 class ConsoleLine:
@@ -25,7 +34,8 @@ class ConsoleLine:
         self._plain = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=22, sort_keys=False)
 
     def __call__(self, logger: Any, name: str, event: MutableMapping[str, Any]) -> str:
-        event.pop("seq", None)
+        for key in _SHOWN_BEFORE:
+            event.pop(key, None)
         event["timestamp"] = str(event.get("timestamp", ""))[11:23]
         if event["event"] in ("worker.output", "template.output"):
             text = self._output(event)
@@ -45,21 +55,18 @@ class ConsoleLine:
         line = event.get("line", event.get("line_b64", ""))
         color = _YELLOW if event.get("stream") == "stderr" else _DIM
         slot = self._paint(color, f"{self._slot(event)} |")
-        return f"{self._paint(_DIM, event['timestamp'])} {slot} {line}"
+        return f"{self._paint(_DIM, event['timestamp'])} {slot} {_printable(str(line))}"
 
     def _facts(self, logger: Any, name: str, event: MutableMapping[str, Any]) -> str:
-        blocks = {key: event.pop(key) for key in _BLOCKS if key in event}
-        for key in [key for key, value in event.items() if value is None]:
+        traceback = event.pop("traceback", None)
+        for key in [key for key, value in event.items() if value is None or value == []]:
             del event[key]
         text = str(self._plain(logger, name, event))
-        for block in blocks.values():
-            if block:
-                text += "\n" + self._block(block)
-        return text
+        return text if not traceback else f"{text}\n{self._block(str(traceback))}"
 
-    def _block(self, block: Any) -> str:
-        lines = block.rstrip("\n").split("\n") if isinstance(block, str) else block
-        return "\n".join(self._paint(_RED, "    | ") + str(line) for line in lines)
+    def _block(self, block: str) -> str:
+        lines = block.rstrip("\n").split("\n")
+        return "\n".join(self._paint(_RED, "    | ") + _printable(line) for line in lines)
 
     def progress(self, text: str) -> str:
         """The bytes that redraw the progress line; empty where nothing changes."""

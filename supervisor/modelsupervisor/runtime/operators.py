@@ -37,7 +37,7 @@ class Operator:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.lines = LineBuffer()
-        self.unsent = b""
+        self.unsent = bytearray()
         self.closing = False  # close once everything is sent
 
     def fileno(self) -> int:
@@ -161,7 +161,7 @@ class Operators:
         except OSError:
             self._drop(operator)
             return
-        operator.unsent = operator.unsent[sent:]
+        del operator.unsent[:sent]
         if not operator.unsent and operator.closing:
             self._drop(operator)
             return

@@ -14,12 +14,13 @@ moment and the probe then connects; so a socket that answers is asked again for 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from modelworker.scoreboard import RECORD_SIZE
@@ -35,6 +36,16 @@ SWEEP_PATIENCE = 3.0  # seconds; a killed worker with a large model takes tens o
 SWEEP_STEP = 0.02
 
 Identity = tuple[int, int]
+
+
+@contextlib.contextmanager
+def _owner_bits() -> Iterator[None]:
+    """A umask that leaves the owner's bits: under 0777 whoever is not root could not open what it just made."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,8 @@ class RunDirectory:
         """Make the directory where it is missing, open and check it. Raises RunDirectoryError."""
         mode = self.access.directory_mode
         try:
-            os.mkdir(self.path, mode)
+            with _owner_bits():
+                os.mkdir(self.path, mode)
             made = True
         except FileExistsError:
             made = False
@@ -254,7 +266,8 @@ class RunDirectory:
         `size` is the buffer in bytes that is asked for; the kernel may grant less to an unprivileged user.
         """
         try:
-            os.mkfifo(name, 0o600, dir_fd=self._fd)
+            with _owner_bits():
+                os.mkfifo(name, 0o600, dir_fd=self._fd)
             self._made[name] = _identity(os.stat(name, dir_fd=self._fd, follow_symlinks=False))
             flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
             fifo = os.open(name, flags, dir_fd=self._fd)
