@@ -1,4 +1,4 @@
-"""What a worker and its template are, read from /proc: sessions, signals, descriptors, CPUs, environment, helpers, death signal."""
+"""What a worker and its template are, read from /proc: sessions, signals, descriptors, CPUs, environment, import path."""
 
 from __future__ import annotations
 
@@ -16,28 +16,20 @@ import pytest
 
 from modelsupervisor.client import Client
 from support.faults import (
-    Caller,
-    ask,
-    crash,
     echo,
     facts,
     kill_worker,
     midwife_pid,
     ready,
-    request,
     template_pid,
 )
 from support.instance import (
     ROOT,
     Instance,
-    alive,
     children_of,
     environment,
-    marked_processes,
-    state_of,
     wait_for,
 )
-from support.unprivileged import NOBODY, launch_as_nobody
 
 Make = Callable[..., Instance]
 Running = Callable[..., Instance]
@@ -314,106 +306,3 @@ def test_import_path_and_working_directory_are_the_models(running: Running) -> N
     )
     assert found["path"] == [folder, *json.loads(plain)[1:]]
     assert found["cwd"] == folder
-
-
-# -- helpers ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("orphaned", [False, True], ids=["child", "whose_own_parent_left"])
-def test_a_helper_in_the_session_dies_with_its_worker(running: Running, orphaned: bool) -> None:
-    """Killed before its worker is reaped, named in the reason, and no zombie is left of it."""
-    instance = running("worker.exited")
-    helper = int(ask(instance, "helper", orphaned=orphaned))
-    assert alive(helper)
-    kill_worker(instance, signal.SIGKILL)
-    ready(instance, 2)
-    wait_for(lambda: state_of(helper) is None, "the helper to be gone, reaped")
-    assert "1 helper processes killed with it" in instance.wait_event("worker.exited")["reason"]
-    expected = {template_pid(instance), instance.worker()["pid"]}
-    assert set(children_of(instance.pid)) == expected
-    assert not instance.events("orphan.killed")
-
-
-def test_a_helper_dies_with_a_worker_that_stops_as_asked(running: Running) -> None:
-    """A graceful stop leaves no helper either."""
-    instance = running()
-    helper = int(ask(instance, "helper"))
-    assert instance.stop() == 0
-    assert state_of(helper) is None
-
-
-def test_a_helper_that_left_the_session_is_reported_and_ends_with_the_supervisor(
-    running: Running,
-) -> None:
-    """What its worker's session does not hold is an orphan.adopted event, lives on, and is gone after the stop."""
-    instance = running("worker.exited")
-    helper = int(ask(instance, "helper", session=True))
-    kill_worker(instance, signal.SIGKILL)
-    adopted = instance.wait_event("orphan.adopted")
-    assert (adopted["pid"], adopted["command"], adopted["level"]) == (helper, "sleep", "warning")
-    ready(instance, 2)
-    assert alive(helper)
-    assert instance.stop() == 0
-    assert state_of(helper) is None
-    assert [event["pid"] for event in instance.events("orphan.killed")] == [helper]
-    assert len(instance.events("orphan.adopted")) == 1
-
-
-def test_an_orphan_that_ends_by_itself_is_reaped(running: Running) -> None:
-    """It was reported when it came and is when it goes; no zombie stays."""
-    instance = running("worker.exited")
-    helper = int(ask(instance, "helper", session=True))
-    kill_worker(instance, signal.SIGKILL)
-    instance.wait_event("orphan.adopted", pid=helper)
-    os.kill(helper, signal.SIGTERM)
-    gone = instance.wait_event("orphan.exited", pid=helper)
-    assert gone["reason"] == "killed by SIGTERM"
-    assert state_of(helper) is None
-
-
-# -- the supervisor's own death ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("quiet", [True, False], ids=["pause", "sleep"])
-def test_a_worker_busy_in_c_is_gone_within_a_second_of_its_supervisor(
-    running: Running, quiet: bool
-) -> None:
-    """It holds the GIL for ever and sees neither message nor signal handler: the kernel kills it, and its template."""
-    instance = running()
-    with Caller(instance.socket(), request("busy_in_c", quiet=quiet)):
-        record = instance.run_dir / "scoreboard"
-        wait_for(lambda: record.read_bytes()[32] == 1, "the request to be in hand")
-        instance.signal(signal.SIGKILL)
-        wait_for(lambda: not marked_processes(instance.mark), "everything to be gone", 1.0)
-    instance.wait()
-    instance.start()  # sweeps what was left
-    assert echo(instance) == b"are you there"
-
-
-# -- another user -----------------------------------------------------------------------------------------------------
-
-
-def test_an_unprivileged_user_runs_it_all(instance: Make) -> None:
-    """As nobody: start, predict, kill, predict again, stop; worker and template are nobody's and end with the supervisor."""
-    made = instance("worker.exited")
-    made.write(made.model(workers=2))
-    launch_as_nobody(made).wait_event("supervisor.ready")
-    for pid in (made.pid, template_pid(made), made.worker()["pid"]):
-        assert status_of(pid)["Uid"].split() == [str(NOBODY)] * 4
-    assert echo(made) == b"are you there"
-    crash(made, "kill")
-    ready(made, 2)
-    assert echo(made) == b"are you there"
-    assert made.stop() == 0
-
-
-def test_an_unprivileged_users_workers_die_with_it(instance: Make) -> None:
-    """The death signal holds for a user without capabilities too."""
-    made = instance()
-    made.write(made.model())
-    launch_as_nobody(made).wait_event("supervisor.ready")
-    made.signal(signal.SIGKILL)
-    made.wait()
-    wait_for(lambda: not marked_processes(made.mark), "everything to be gone", 1.0)
-    launch_as_nobody(made).wait_event("supervisor.ready")
-    assert made.stop() == 0

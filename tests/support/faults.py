@@ -14,7 +14,7 @@ from modelworker.wire import PredictResponse, ResponseReader, encode_predict
 
 from modelsupervisor.client import Client, PredictionRequest
 from modelsupervisor.errors import WorkerCrashedError
-from support.instance import LIMIT, Event, Instance, children_of, state_of, wait_for
+from support.instance import LIMIT, Event, Instance, children_of, wait_for
 
 JSON = "application/json"
 
@@ -72,9 +72,17 @@ def template_pid(instance: Instance, generation: int = 1) -> int:
 
 
 def midwife_pid(template: int) -> int:
-    """The pid of the process that waits to bring a template's next worker; made once the template had a quiet moment."""
-    (pid,) = wait_for(lambda: children_of(template), "a midwife")
-    wait_for(lambda: state_of(template) == "S", "the template to be done with it and wait")
+    """The pid of the process that waits to bring a template's next worker; made once the template had a quiet moment.
+
+    A child that brings a worker just now looks the same; but then the template holds that worker's descriptors too, and not only
+    its standard ones, its channel and its midwife's.
+    """
+
+    def waiting() -> list[int]:
+        quiet = len(os.listdir(f"/proc/{template}/fd")) == 5
+        return children_of(template) if quiet else []
+
+    (pid,) = wait_for(waiting, "a midwife")
     return pid
 
 

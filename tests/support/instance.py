@@ -80,7 +80,8 @@ def alive(pid: int) -> bool:
 def environment(mark: str, **extra: str) -> dict[str, str]:
     """The environment of a supervisor under test: ours, without what would hide its faults."""
     environ = dict(os.environ)
-    for name in ("PYTHONUNBUFFERED", "RUNTIME_DIRECTORY", "NOTIFY_SOCKET", "LISTEN_FDS"):
+    hiding = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
+    for name in (*hiding, "RUNTIME_DIRECTORY", "NOTIFY_SOCKET", "LISTEN_FDS"):
         environ.pop(name, None)
     environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "supervisor"), str(ROOT / "worker")])
     environ[MARK] = mark

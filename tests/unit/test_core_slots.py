@@ -169,9 +169,9 @@ def test_failed_is_retried_for_ever() -> None:
 
 
 def test_the_successor_is_forked_before_the_report() -> None:
-    """Words come after deeds: the log event must not delay the birth."""
+    """Words come after deeds, since the log must not delay the birth; and the end is told before the next beginning."""
     kinds = [type(action) for action in History.running().exited()]
-    assert kinds == [act.ForkWorker, act.Note, act.ReportWorkerExit]
+    assert kinds == [act.ForkWorker, act.ReportWorkerExit, act.Note]
 
 
 @pytest.mark.parametrize("phase", ["unready", "ready"])

@@ -130,10 +130,15 @@ def test_drain_then_term_then_kill() -> None:
     assert history.phase() is Phase.DRAINING
     history.template_exited()
     assert effects(history.after(9.9)) == []
-    assert effects(history.after(0.1)) == [act.SignalWorker(KEY, 1, Ending.TERM)]
+    actions = history.after(0.1)
+    assert effects(actions) == [act.SignalWorker(KEY, 1, Ending.TERM)]
+    assert dict(one(actions, act.Note).fields) == {"sent": "SIGTERM"}
     assert history.phase() is Phase.STOPPING
     assert effects(history.after(0.9)) == []
-    assert effects(history.after(0.1)) == [act.SignalWorker(KEY, 1, Ending.KILL)]
+    actions = history.after(0.1)
+    assert effects(actions) == [act.SignalWorker(KEY, 1, Ending.KILL)]
+    assert dict(one(actions, act.Note).fields) == {"sent": "SIGKILL"}
+    assert one(actions, act.Note).event == "worker.overdue"
     assert effects(history.after(5.0)) == []
     actions = history.exited(in_hand=1)
     report = one(actions, act.ReportWorkerExit)

@@ -135,8 +135,10 @@ def exited(step: Step, event: WorkerExited) -> None:
         # It said itself that it cannot start: the same code would say so again.
         step.fail_start(f"worker {slot.key} could not start: {event.reason}")
     counted = _count(step, slot, event, asked)
+    since = len(step.actions)
     follows, delay = _succeed(step, counted, failed=counted.failures > slot.failures)
-    step.do(
+    step.report(
+        since,
         ReportWorkerExit(
             slot.key,
             slot.generation,
@@ -146,7 +148,7 @@ def exited(step: Step, event: WorkerExited) -> None:
             next=follows,
             delay=delay,
             failures=counted.failures,
-        )
+        ),
     )
     _report_failed(step, slot.key, follows)
 
@@ -225,8 +227,10 @@ def birth_failed(step: Step, event: BirthFailed) -> None:
     blameless = asked or template is None or template.phase is not TemplatePhase.READY
     failures = slot.failures if blameless else slot.failures + 1
     counted = replace(slot, failures=failures)
+    since = len(step.actions)
     follows, delay = _succeed(step, counted, failed=not blameless)
-    step.do(
+    step.report(
+        since,
         ReportWorkerExit(
             slot.key,
             slot.generation,
@@ -237,7 +241,7 @@ def birth_failed(step: Step, event: BirthFailed) -> None:
             delay=delay,
             failures=failures,
             spawned=False,
-        )
+        ),
     )
     _report_failed(step, slot.key, follows)
 

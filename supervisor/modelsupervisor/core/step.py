@@ -58,6 +58,14 @@ class Step:
         """Ask for effects, in order."""
         self.actions.extend(actions)
 
+    def report(self, since: int, exit_: Action) -> None:
+        """Tell of an exit after the effects asked for since then (a position in `actions`), and before the words about them.
+
+        The successor's birth waits for no words, and whoever reads the log still reads of the end before the next beginning.
+        """
+        words = (at for at in range(since, len(self.actions)) if isinstance(self.actions[at], Note))
+        self.actions.insert(next(words, len(self.actions)), exit_)
+
     def put(self, item: Slot | Model | Template) -> None:
         """Store a changed value in the draft."""
         if isinstance(item, Slot):

@@ -95,6 +95,7 @@ def exited(step: Step, event: TemplateExited) -> None:
         return
     model = step.models[event.key.model]
     generation = event.key.generation
+    since = len(step.actions)
     follows, delay = Next.NONE, None
     if model.candidate == generation:
         # The restart that asked for it fails (restarts.advance); the present template serves on.
@@ -102,7 +103,8 @@ def exited(step: Step, event: TemplateExited) -> None:
     elif model.current == generation:
         follows, delay = _replace_current(step, model, template)
     asked = template.blame is None and template.phase is TemplatePhase.STOPPING
-    step.do(
+    step.report(
+        since,
         ReportTemplateExit(
             event.key,
             reason=event.reason,
@@ -112,7 +114,7 @@ def exited(step: Step, event: TemplateExited) -> None:
             next=follows,
             delay=delay,
             failures=step.models[event.key.model].failures,
-        )
+        ),
     )
 
 

@@ -44,7 +44,8 @@ def reason_of(action: ReportWorkerExit, corpse: Corpse) -> str:
     elif not action.asked and action.spawned:
         reason += " while idle" if corpse.worker.complaint is None else ""
     if corpse.helpers:
-        reason += f"; {len(corpse.helpers)} helper processes killed with it"
+        count = len(corpse.helpers)
+        reason += f"; {count} helper process{'es' if count > 1 else ''} killed with it"
     return reason
 
 

@@ -7,6 +7,7 @@ may be full. What counts is the tally, so that a flood of one signal cannot hide
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 from collections import Counter
@@ -58,11 +59,8 @@ class Signals:
 
     def take(self) -> Counter[int]:
         """How often each signal came since the last call."""
-        try:
-            while self._awake.recv(4096):
-                pass
-        except BlockingIOError:
-            pass
+        with contextlib.suppress(BlockingIOError):
+            self._awake.recv(4096)  # once: until nothing is there might never end, and what is left only wakes us again
         # One reference for another: a handler that runs before this line counts into the old tally, one after it into the new.
         # Subtracting what was read instead would lose what a handler adds between the reading and the writing.
         taken, self._tally = self._tally, Counter()
