@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from modelworker.scoreboard import read_record
+
 from modelsupervisor.control import MAX_LINE, ControlConnection
 from modelsupervisor.errors import ControlError
 from modelsupervisor.runtime.operators import MAX_OPERATORS
@@ -108,7 +110,9 @@ def test_lines_that_are_no_command(echo: Instance, line: bytes) -> None:
         ({"model": "nobody", "index": 0}, "not_found"),
     ],
 )
-def test_restarts_of_what_is_not_there(echo: Instance, arguments: dict[str, Any], code: str) -> None:
+def test_restarts_of_what_is_not_there(
+    echo: Instance, arguments: dict[str, Any], code: str
+) -> None:
     """Say what there is."""
     with control(echo) as peer:
         peer.sendall(control_line(command="restart", arguments=arguments))
@@ -173,7 +177,9 @@ def test_a_client_that_never_reads(echo: Instance) -> None:
             for _ in range(200):
                 deaf.sendall(line)
         answers(echo)
-    resident = int(Path(f"/proc/{echo.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    resident = int(Path(f"/proc/{echo.pid}/statm").read_text().split()[1]) * os.sysconf(
+        "SC_PAGE_SIZE"
+    )
     assert resident < 256 * 1024 * 1024
 
 
@@ -211,7 +217,9 @@ def test_connections_that_come_and_go(echo: Instance) -> None:
         with control(echo) as peer:
             peer.sendall(control_line(command="status")[: number % 30])
     answers(echo)
-    wait_for(lambda: len(os.listdir(f"/proc/{echo.pid}/fd")) <= before, "the descriptors to be closed")
+    wait_for(
+        lambda: len(os.listdir(f"/proc/{echo.pid}/fd")) <= before, "the descriptors to be closed"
+    )
 
 
 # -- who ----------------------------------------------------------------------------------------------------------------
@@ -302,7 +310,17 @@ def test_the_shape_of_status(echo: Instance) -> None:
     assert set(model) == {"name", "workers_wanted", "workers"}
     for index, worker in enumerate(model["workers"]):
         assert set(worker) == {
-            *("index", "wanted", "phase", "pid", "generation", "cpus", "threads", "preload", "rss_bytes"),
+            *(
+                "index",
+                "wanted",
+                "phase",
+                "pid",
+                "generation",
+                "cpus",
+                "threads",
+                "preload",
+                "rss_bytes",
+            ),
             *("pss_bytes", "requests", "restarts", "last_exit", "socket", "stdout", "stderr"),
         }
         assert (worker["index"], worker["phase"], worker["generation"]) == (index, "READY", 1)
@@ -344,8 +362,6 @@ def test_stop_twice_is_stop_once(instance: Make) -> None:
 
 def in_hand(made: Instance) -> bool:
     """The first worker has a request in hand."""
-    from modelworker.scoreboard import read_record
-
     return bool(read_record((made.run_dir / "scoreboard").read_bytes()).in_hand)
 
 
@@ -373,7 +389,9 @@ def test_several_restarts_at_once(echo: Instance) -> None:
     assert len(outcomes) == 8
     assert set(outcomes) <= {"done", "refused"} and "done" in outcomes
     generation = 1 + outcomes.count("done")
-    assert [worker["generation"] for worker in echo.status()["models"][0]["workers"]] == [generation] * 2
+    assert [worker["generation"] for worker in echo.status()["models"][0]["workers"]] == [
+        generation
+    ] * 2
     assert ask(echo.socket()) == b"hello"
 
 

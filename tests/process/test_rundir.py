@@ -19,7 +19,15 @@ from support.unprivileged import NOBODY, as_nobody, launch_as_nobody
 
 Make = Callable[..., Instance]
 
-PATHS = ("echo.0.sock", "echo.0.stdout", "echo.0.stderr", "control.sock", "scoreboard", "lock", ".bind")
+PATHS = (
+    "echo.0.sock",
+    "echo.0.stdout",
+    "echo.0.stderr",
+    "control.sock",
+    "scoreboard",
+    "lock",
+    ".bind",
+)
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to give files away")
 
 
@@ -189,7 +197,10 @@ def test_a_file_that_somebody_put_in_our_place_is_not_removed(instance: Make) ->
         assert echo.stop() == 0
         with dial(echo.socket()):
             pass
-    assert {event["name"] for event in echo.events("leftover.kept")} == {"echo.0.sock", "echo.0.stdout"}
+    assert {event["name"] for event in echo.events("leftover.kept")} == {
+        "echo.0.sock",
+        "echo.0.stdout",
+    }
     assert (echo.run_dir / "echo.0.stdout").read_text() == "precious"
     cleaned(echo, "echo.0.sock", "echo.0.stdout")
 

@@ -88,7 +88,9 @@ def test_every_signal_that_means_nothing_is_survived(echo: Instance) -> None:
 def test_a_supervisor_that_was_stopped_kills_nobody(instance: Make) -> None:
     """SIGSTOP for longer than a deadline, then CONT: what the workers said meanwhile is heard before the clock is looked at."""
     made = instance()
-    made.write(made.model(startup_timeout="500ms", env__FAULT_AT_LOAD='{"do": "sleep", "seconds": 0.2}'))
+    made.write(
+        made.model(startup_timeout="500ms", env__FAULT_AT_LOAD='{"do": "sleep", "seconds": 0.2}')
+    )
     made.launch()
     made.wait_event("template.starting")
     made.signal(signal.SIGSTOP)
@@ -151,7 +153,9 @@ def test_console_in_a_file_where_it_is_asked_for(instance: Make) -> None:
     made.write(made.model(), supervisor="log_format = console\n")
     log = made.folder / "console.log"
     with log.open("wb") as file:
-        process = subprocess.Popen([*START, str(made.config)], stdout=file, env=environment(made.mark))
+        process = subprocess.Popen(
+            [*START, str(made.config)], stdout=file, env=environment(made.mark)
+        )
     with process:
         wait_for(lambda: "supervisor.ready" in log.read_text(), "ready")
         process.terminate()
@@ -214,7 +218,10 @@ class Piped:
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
         with (made.folder / "stderr").open("ab") as errors:
             made.process = subprocess.Popen(
-                [*START, str(made.config)], stdout=writing, stderr=errors, env=environment(made.mark)
+                [*START, str(made.config)],
+                stdout=writing,
+                stderr=errors,
+                env=environment(made.mark),
             )
         os.close(writing)
 
@@ -269,9 +276,13 @@ def test_a_log_reader_that_stops_reading_stops_nobody(piped: Piped) -> None:
     assert "supervisor.stopped" in [event["event"] for event in events[-2:]]
     assert dropped > 0
     assert last - len(events) == dropped  # each gap in seq is a line that was counted
-    printed = [event for event in events if event["event"] == "worker.output" and "x" in str(event["line"])]
+    printed = [
+        event for event in events if event["event"] == "worker.output" and "x" in str(event["line"])
+    ]
     assert 10000 < len(printed) < 40000
-    assert {"worker.exited", "worker.ready", "supervisor.stopping"} <= {event["event"] for event in events}
+    assert {"worker.exited", "worker.ready", "supervisor.stopping"} <= {
+        event["event"] for event in events
+    }
 
 
 def test_a_log_reader_that_never_reads_does_not_keep_the_end(piped: Piped) -> None:

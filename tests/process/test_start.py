@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from modelworker.scoreboard import read_record
+
 from support.instance import LIMIT, Instance, environment, marked_processes, wait_for
 from support.peers import ask, dial, order_frame
 
@@ -100,7 +102,9 @@ def test_a_second_start_disturbs_nothing(echo: Instance) -> None:
         peer.sendall(order_frame(do="nothing"))
         assert peer.recv(4096)
     assert identities(echo) == before
-    assert echo.status()["models"][0]["workers"][0]["pid"] == status["models"][0]["workers"][0]["pid"]
+    assert (
+        echo.status()["models"][0]["workers"][0]["pid"] == status["models"][0]["workers"][0]["pid"]
+    )
 
 
 def test_the_lock_says_who_holds_it(echo: Instance) -> None:
@@ -129,7 +133,14 @@ def test_leftovers_are_swept_and_named(echo: Instance) -> None:
     """After kill -9 everything lies there; the next start removes it, says so, and succeeds."""
     echo.start()
     left = set(os.listdir(echo.run_dir))
-    expected = {"lock", "control.sock", "scoreboard", "echo.0.sock", "echo.0.stdout", "echo.0.stderr"}
+    expected = {
+        "lock",
+        "control.sock",
+        "scoreboard",
+        "echo.0.sock",
+        "echo.0.stdout",
+        "echo.0.stderr",
+    }
     assert left == expected
     echo.signal(signal.SIGKILL)
     assert echo.wait() == -signal.SIGKILL
@@ -162,7 +173,9 @@ def test_leftovers_of_a_model_that_is_gone_are_swept(echo: Instance) -> None:
     ],
     ids=["idle-in-python", "in-c", "deaf-in-c", "template-loading", "worker-starting", "stopped"],
 )
-def test_workers_die_with_their_supervisor(instance: Make, fault: dict[str, object], key: str) -> None:
+def test_workers_die_with_their_supervisor(
+    instance: Make, fault: dict[str, object], key: str
+) -> None:
     """Within a second of kill -9 no process is left, whatever it does just now, C with the GIL held included; a start succeeds."""
     made = instance()
     told = {} if key == "request" else {f"env__{key}": json.dumps(fault)}
@@ -187,8 +200,6 @@ def test_workers_die_with_their_supervisor(instance: Make, fault: dict[str, obje
 
 def in_hand(made: Instance) -> bool:
     """The first worker's scoreboard record says that it has a request in hand."""
-    from modelworker.scoreboard import read_record
-
     return bool(read_record((made.run_dir / "scoreboard").read_bytes()).in_hand)
 
 
@@ -287,7 +298,8 @@ def test_modes_do_not_depend_on_the_umask(instance: Make) -> None:
             try:
                 wait_for(lambda m=made: (m.run_dir / "control.sock").exists(), "the control socket")
                 modes = {
-                    entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in os.scandir(made.run_dir)
+                    entry.name: stat.S_IMODE(entry.stat().st_mode)
+                    for entry in os.scandir(made.run_dir)
                 }
                 assert stat.S_IMODE(made.run_dir.stat().st_mode) == 0o700
                 assert set(modes.values()) <= {0o600}, (oct(mask), modes)
@@ -308,7 +320,10 @@ def test_standard_descriptors_closed_at_start(echo: Instance, closed: str) -> No
     assert ask(echo.socket()) == b"hello"
     for fd in range(3):
         target = os.readlink(f"/proc/{echo.pid}/fd/{fd}")
-        assert target.startswith("/"), (fd, target)  # a file; not a socket, pipe or epoll set of ours
+        assert target.startswith("/"), (
+            fd,
+            target,
+        )  # a file; not a socket, pipe or epoll set of ours
     assert echo.stop() == 0
     assert (echo.folder / "stderr").read_text() == ""
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from modelworker.scoreboard import read_record
+
 from modelsupervisor.core.slots import TERM_GRACE
 from support.instance import ROOT, Instance, alive, wait_for
 from support.moments import stop_at_each, time_to_ready
@@ -25,12 +27,11 @@ STEP = 0.005
 
 def busy(made: Instance, **fault: object) -> socket.socket:
     """A connection whose request the first worker has in hand."""
-    from modelworker.scoreboard import read_record
-
     peer = dial(made.socket())
     peer.sendall(order_frame(**fault))
     wait_for(
-        lambda: read_record((made.run_dir / "scoreboard").read_bytes()).in_hand, "the request in hand"
+        lambda: read_record((made.run_dir / "scoreboard").read_bytes()).in_hand,
+        "the request in hand",
     )
     return peer
 

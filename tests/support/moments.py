@@ -48,7 +48,9 @@ def stop_at(instance: Instance, moment: float) -> None:
         instance.check_nothing_left()
         assert instance.events("supervisor.stopped"), "no last word"
     except AssertionError as error:
-        raise AssertionError(f"TERM {moment * 1000:.1f} ms after the lock: {error}\n{instance.story()}") from None
+        raise AssertionError(
+            f"TERM {moment * 1000:.1f} ms after the lock: {error}\n{instance.story()}"
+        ) from None
 
 
 def stop_at_each(instances: Sequence[Instance], moments: Sequence[float], together: int) -> None:

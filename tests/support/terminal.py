@@ -35,7 +35,9 @@ class Terminal:
         self._enough, self._stop = os.pipe()
         self._reader = threading.Thread(target=self._read)
 
-    def start(self, line: list[str] | None = None, *, attributes: int = 0, **environ: str) -> Terminal:
+    def start(
+        self, line: list[str] | None = None, *, attributes: int = 0, **environ: str
+    ) -> Terminal:
         """Run a command line (default: `start`) on the terminal; `attributes` are local modes to add, such as TOSTOP."""
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
@@ -81,7 +83,10 @@ class Terminal:
     def screen(self) -> list[str]:
         """The lines as they stand on the screen: of one that was taken away and written again, the last state."""
         lines = self.shown.split(b"\n")
-        return [_COLOR.sub(b"", line.rpartition(b"\x1b[2K")[2]).decode(errors="replace").strip() for line in lines]
+        return [
+            _COLOR.sub(b"", line.rpartition(b"\x1b[2K")[2]).decode(errors="replace").strip()
+            for line in lines
+        ]
 
     def wait_text(self, text: str, count: int = 1) -> None:
         """Wait until a text was shown so many times."""

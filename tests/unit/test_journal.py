@@ -37,7 +37,7 @@ class Log:
 
     def events(self) -> list[dict[str, Any]]:
         """The same, as events."""
-        return [json.loads(line) for line in self.text().splitlines()]
+        return [json.loads(line) for line in self.text().split("\n") if line]
 
     def close(self) -> None:
         """Let the descriptors go."""
@@ -92,7 +92,12 @@ def test_dropped_lines_are_told_and_are_the_gap(log: Log) -> None:
     log.journal.emit("info", "a.b")
     text += log.text()
     events = [json.loads(line) for line in text.splitlines()]
-    assert [event["event"] for event in events] == ["worker.output", "worker.ready", "log.dropped", "a.b"]
+    assert [event["event"] for event in events] == [
+        "worker.output",
+        "worker.ready",
+        "log.dropped",
+        "a.b",
+    ]
     assert [event["seq"] for event in events] == [1, 7, 8, 9]
     assert (events[2]["lines"], events[2]["sink"]) == (5, "stdout")
 
@@ -105,7 +110,15 @@ _FACTS = st.recursive(
 _NAMES = st.text(max_size=8) | st.sampled_from(
     [
         *("self", "event", "level", "seq", "timestamp", "method_name", "facts", "logger", "name"),
-        *("exc_info", "exception", "stack", "stack_info", "traceback", "last_lines", "positional_args"),
+        *(
+            "exc_info",
+            "exception",
+            "stack",
+            "stack_info",
+            "traceback",
+            "last_lines",
+            "positional_args",
+        ),
         *("model", "worker", "pid", "_record", "_from_structlog", "logger_name"),
     ]
 )

@@ -122,7 +122,9 @@ def test_a_session_goes_with_its_leader(spawn: Spawn) -> None:
     assert set(processes.kill_session(leader)) == expected
     processes.reap(pidfd)
     os.close(pidfd)
-    wait_for(lambda: not [pid for pid in expected if state_of(pid) not in (None, "Z")], "them to die")
+    wait_for(
+        lambda: not [pid for pid in expected if state_of(pid) not in (None, "Z")], "them to die"
+    )
     assert state_of(neighbour) != "Z"
     assert left is not None and state_of(left) not in (None, "Z")
     os.kill(left, signal.SIGKILL)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from modelworker.scoreboard import RECORD_SIZE
+
 from modelsupervisor.errors import AlreadyRunningError, RunDirectoryError, StartError
 from modelsupervisor.runtime import rundir
 from modelsupervisor.runtime.rundir import ASIDE, CONTROL, SCOREBOARD, Access, RunDirectory
-from modelworker.scoreboard import RECORD_SIZE
 
 
 @pytest.fixture

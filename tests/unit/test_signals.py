@@ -103,6 +103,16 @@ def test_which_signals() -> None:
     assert not set(STOP_SIGNALS) & set(UNUSED_SIGNALS)
     left = signal.valid_signals() - taken
     assert {signal.Signals(number).name for number in left} == {
-        *("SIGKILL", "SIGSTOP", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS", "SIGABRT"),
+        *(
+            "SIGKILL",
+            "SIGSTOP",
+            "SIGSEGV",
+            "SIGBUS",
+            "SIGFPE",
+            "SIGILL",
+            "SIGTRAP",
+            "SIGSYS",
+            "SIGABRT",
+        ),
         *("SIGPIPE", "SIGXFSZ", "SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH"),
     }

@@ -24,7 +24,13 @@ def _alias_bool(numpy: ModuleType) -> None:
 
 
 class _NumpyAlias(importlib.abc.MetaPathFinder):
-    """Adds the alias at the end of NumPy's own import, so that it is there before any handler's code runs."""
+    """Adds the alias at the end of NumPy's own import, so that it is there before any handler's code runs.
+
+    It stays until that import has succeeded: who only asks whether NumPy is there must not use it up.
+    """
+
+    def __init__(self) -> None:
+        self._searching = False
 
     def find_spec(
         self,
@@ -32,10 +38,13 @@ class _NumpyAlias(importlib.abc.MetaPathFinder):
         path: Optional[Sequence[str]],
         target: Optional[ModuleType] = None,
     ) -> Optional[importlib.machinery.ModuleSpec]:
-        if fullname != "numpy":
+        if fullname != "numpy" or self._searching:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._searching = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._searching = False
         if spec is None or spec.loader is None:
             return None
         execute: Callable[[ModuleType], None] = spec.loader.exec_module
@@ -43,6 +52,8 @@ class _NumpyAlias(importlib.abc.MetaPathFinder):
         def execute_and_alias(module: ModuleType) -> None:
             execute(module)
             _alias_bool(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
 
         spec.loader.exec_module = execute_and_alias  # type: ignore[method-assign]
         return spec

@@ -102,7 +102,7 @@ class Template:
         self._channel.send("load_failed", error=tail(said, 2048), traceback=tail(text))
 
     def serve(self) -> None:
-        """Fork on request until the supervisor says stop or is gone; when nothing was asked for a while, make ready for the next."""
+        """Fork on request until the supervisor says stop or is gone; when nothing was asked for a while, prepare for the next."""
         while True:
             if not self._await_message():
                 continue
