@@ -315,6 +315,64 @@ def test_requests_that_pretend(echo: Instance) -> None:
         assert read_to_end(peer) == b""
 
 
+def channel_of(pid: int) -> int:
+    """The descriptor number of a worker's channel to the supervisor: its one SOCK_SEQPACKET socket."""
+    rows = [row.split() for row in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    inodes = {row[6] for row in rows if row[4] == "0005"}
+    found = [
+        int(name)
+        for name in os.listdir(f"/proc/{pid}/fd")
+        if os.readlink(f"/proc/{pid}/fd/{name}").removeprefix("socket:").strip("[]") in inodes
+    ]
+    (channel,) = found
+    return channel
+
+
+LIES = (
+    "garbage",
+    "[]",
+    '{"kind": 5}',
+    '{"kind": "unknown"}',
+    "[" * 60000,
+    '{"kind": "event"}',
+    '{"kind": "event", "level": [], "event": {}, "fields": 3}',
+    '{"kind": "event", "level": "fatal", "event": "x", "fields": {}}',
+    '{"kind": "ready", "facts": {"pid": 1}}',
+    '{"kind": "ready", "facts": {"pid": "1"}}',
+    '{"kind": "ready", "facts": null}',
+    '{"kind": "forked", "index": 0, "generation": 1, "pid": 1}',
+    '{"kind": "stop"}',
+)
+ODD = (
+    '{"self": 1, "event": 2, "seq": 3, "level": 4, "exc_info": 5, "method_name": 6, "pid": 7, "generation": 8}',
+    '{"huge": 123456789012345678901234567890, "text": "\\udcff", "deep": '
+    + "[" * 300
+    + "]" * 300
+    + "}",
+)
+
+
+def test_a_worker_that_lies_to_its_supervisor(echo: Instance) -> None:
+    """What a handler writes to the supervisor's descriptor is no harm: told as a bad message, or logged with our own envelope."""
+    channel = channel_of(echo.worker()["pid"])
+    with dial(echo.socket()) as peer:
+        for lie in LIES:
+            peer.sendall(order_frame(do="write", fd=channel, text=lie))
+            assert read_predict(peer).items[0].body == b"done"
+        for fields in ODD:
+            told = (
+                f'{{"kind": "event", "level": "info", "event": "worker.odd", "fields": {fields}}}'
+            )
+            peer.sendall(order_frame(do="write", fd=channel, text=told))
+            assert read_predict(peer).items[0].body == b"done"
+    first = echo.wait_event("worker.odd", count=1)
+    second = echo.wait_event("worker.odd", count=2)
+    assert (first["self"], first["method_name"], first["generation"]) == (1, 6, 1)
+    assert second["huge"] == 123456789012345678901234567890
+    assert len(echo.events("worker.bad_message")) >= 8
+    assert echo.status()["models"][0]["workers"][0]["phase"] == "READY"
+
+
 def test_a_failing_handler_fails_its_own_batch_alone(echo: Instance) -> None:
     """An exception in the handler is a 503 for who asked; the connection goes on."""
     with dial(echo.socket()) as peer:

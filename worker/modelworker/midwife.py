@@ -94,7 +94,7 @@ def _attend(
             worker = os.fork()
             if worker == 0:
                 become_worker(birth, inheritance, me)
-            channel.send("born", pid=worker)
+            channel.send_raw(b'{"kind":"born","pid":%d}' % worker)  # the worker waits for our end
     except OSError as error:
         channel.send("failed", errno=error.errno or errno.EIO)
     except (ChannelClosed, process.Orphaned):
