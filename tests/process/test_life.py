@@ -21,7 +21,7 @@ from support.faults import (
     echo,
     inode,
     kill_worker,
-    midwife_pid,
+    heir_pid,
     ready,
     request,
     template_pid,
@@ -156,7 +156,7 @@ def test_clients_that_connect_while_there_is_no_worker_wait_and_are_answered(
     """The socket takes connections between two generations; here the birth is held up as long as the clients take."""
     instance = running("worker.exited")
     template = template_pid(instance)
-    midwife_pid(template)
+    heir_pid(instance.pid, template)
     os.kill(template, signal.SIGSTOP)
     wait_for(lambda: state_of(template) == "T", "the template to be stopped")
     kill_worker(instance, signal.SIGKILL)
@@ -292,7 +292,7 @@ def test_two_hundred_kills_leave_every_descriptor_count_as_it_was(running: Runni
     workers = 8
     instance = running("worker.exited", workers=workers)
     template = template_pid(instance)
-    midwife_pid(template)
+    heir_pid(instance.pid, template)
     before = [sorted(_descriptors(pid).values()) for pid in (instance.pid, template)]
     for kill in range(200):
         index = kill % workers
@@ -308,8 +308,9 @@ def test_two_hundred_kills_leave_every_descriptor_count_as_it_was(running: Runni
         return [sorted(_descriptors(pid).values()) for pid in (instance.pid, template)] == before
 
     wait_for(same, "the descriptors to be as before", 5)
-    assert len(children_of(instance.pid)) == workers + 1
-    assert len(children_of(template)) == 1
+    heir_pid(instance.pid, template)
+    assert len(children_of(instance.pid)) == workers + 2  # the template and its heir
+    assert children_of(template) == []
 
 
 # -- workers that mean harm -------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from support.faults import (
     echo,
     facts,
     kill_worker,
-    midwife_pid,
+    heir_pid,
     ready,
     template_pid,
 )
@@ -88,8 +88,9 @@ def test_worker_and_template_lead_sessions_of_their_own(running: Running) -> Non
     for pid in processes:
         assert sessions_of(pid) == (instance.pid, pid, pid)
     template = processes[0]
-    assert sessions_of(midwife_pid(template)) == (template, template, template)
-    assert sorted(children_of(instance.pid)) == sorted(processes)
+    heir = heir_pid(instance.pid, template)
+    assert sessions_of(heir) == (instance.pid, template, template)
+    assert sorted(children_of(instance.pid)) == sorted([*processes, heir])
     assert sessions_of(instance.pid)[2] not in processes
 
 
@@ -120,7 +121,7 @@ def test_signals_are_unblocked_and_default(instance: Make, sullen: bool, fault: 
     worker = started.worker()["pid"]
     echo(started)
     template = template_pid(started)
-    for pid in (worker, template, midwife_pid(template)):
+    for pid in (worker, template, heir_pid(started.pid, template)):
         status = status_of(pid)
         assert mask(status["SigBlk"]) == set()
         assert mask(status["ShdPnd"]) == set()
@@ -147,7 +148,7 @@ def test_no_core_files(running: Running) -> None:
 
 
 def test_descriptors_are_those_on_the_list(instance: Make) -> None:
-    """Worker: nothing, two FIFOs, channel, listener, epoll, its connections. Template: nothing, two pipes, channel, its midwife's.
+    """Worker: nothing, two FIFOs, channel, listener, epoll, its connections. Template: nothing, two pipes, channel, its heir's.
 
     Not one of the supervisor's, of a sibling's, or of what the supervisor itself inherited.
     """
@@ -176,12 +177,12 @@ def test_descriptors_are_those_on_the_list(instance: Make) -> None:
 
         wait_for(connection_closed, "the worker to close the connection")
     for event in made.events("template.ready"):
-        midwife = midwife_pid(event["pid"])
+        heir = heir_pid(made.pid, event["pid"])
         found = descriptors(event["pid"])
         assert found[0] == "/dev/null"
         assert [found.pop(fd).split(":")[0] for fd in (0, 1, 2, 3)][1:] == ["pipe", "pipe", "socket"]
         assert [target.split(":")[0] for target in found.values()] == ["socket"], found
-        wait_for(lambda pid=midwife: kinds(pid) == ["/dev/null", "pipe", "pipe", "socket"], "its own")
+        wait_for(lambda pid=heir: kinds(pid) == ["/dev/null", "pipe", "pipe", "socket"], "its own")
 
 
 def test_descriptors_of_a_successor_are_as_few(running: Running) -> None:
@@ -189,12 +190,12 @@ def test_descriptors_of_a_successor_are_as_few(running: Running) -> None:
     instance = running("worker.exited", workers=2)
     first = kinds(instance.worker()["pid"])
     template = template_pid(instance)
-    midwife_pid(template)
+    heir_pid(instance.pid, template)
     held = kinds(template)
     kill_worker(instance, signal.SIGKILL)
     ready(instance, 2)
     assert kinds(instance.worker()["pid"]) == first
-    midwife_pid(template)
+    heir_pid(instance.pid, template)
     assert kinds(template) == held
 
 

@@ -17,7 +17,7 @@ from support.faults import (
     echo,
     facts,
     kill_worker,
-    midwife_pid,
+    heir_pid,
     ready,
     template_pid,
     turned_away,
@@ -240,56 +240,75 @@ def test_a_template_that_does_not_fork_when_asked_is_hung(instance: Make) -> Non
     assert facts(hung, index=1)["pid"] == sibling
 
 
-# -- the midwife ------------------------------------------------------------------------------------------------------
+# -- the heir ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_midwife_that_is_killed_is_replaced(running: Running) -> None:
-    """The template notices, keeps no zombie, and makes another; the next birth comes as fast as ever."""
+def test_the_successor_is_the_heir(running: Running) -> None:
+    """Who waited for a slot fills the next one that comes free, and another one waits after it."""
     instance = running("worker.exited")
     template = template_pid(instance)
-    first = midwife_pid(template)
+    heir = heir_pid(instance.pid, template)
+    kill_worker(instance, signal.SIGKILL)
+    assert ready(instance, 2)["pid"] == heir
+    assert heir_pid(instance.pid, template) != heir
+
+
+def test_an_heir_that_is_killed_is_replaced(running: Running) -> None:
+    """The template notices, the supervisor keeps no zombie and reports no orphan; the next birth comes as fast as ever."""
+    instance = running("worker.exited")
+    template = template_pid(instance)
+    first = heir_pid(instance.pid, template)
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: children_of(template) not in ([], [first]), "another midwife")
+    wait_for(lambda: state_of(first) is None, "the dead heir to be reaped")
+    assert heir_pid(instance.pid, template) != first
     kill_worker(instance, signal.SIGKILL)
     ready(instance, 2)
     assert echo(instance) == b"are you there"
     assert not instance.events("worker.spawn_failed")
+    assert not instance.events("orphan.adopted")
 
 
-def test_a_midwife_that_dies_while_it_is_asked_bears_no_twins(running: Running) -> None:
-    """Whether the worker was born is not known then: that birth has failed, and the next generation is alone in its slot."""
-    instance = running("worker.exited", "worker.spawn_failed")
+def test_an_heir_that_dies_with_its_slot_in_hand_is_a_worker_that_died(running: Running) -> None:
+    """It was born, so its end is a worker's end; the next generation is alone in its slot."""
+    instance = running("worker.exited")
     template = template_pid(instance)
-    midwife = midwife_pid(template)
-    os.kill(midwife, signal.SIGSTOP)
-    wait_for(lambda: state_of(midwife) == "T", "the midwife to be stopped")
-    held = len(os.listdir(f"/proc/{template}/fd"))
-
-    def asked() -> bool:  # the template has the birth's five descriptors, and waits for an answer
-        return len(os.listdir(f"/proc/{template}/fd")) == held + 5 and state_of(template) == "S"
-
+    heir = heir_pid(instance.pid, template)
+    os.kill(heir, signal.SIGSTOP)
+    wait_for(lambda: state_of(heir) == "T", "the heir to be stopped")
     kill_worker(instance, signal.SIGKILL)
-    wait_for(asked, "the midwife to be asked")
-    os.kill(midwife, signal.SIGKILL)
-    failed = instance.wait_event("worker.spawn_failed")
-    assert (failed["generation"], "EPIPE" in failed["reason"]) == (2, True)
+    wait_for(lambda: instance.worker()["pid"] == heir, "the heir to have its slot")
+    os.kill(heir, signal.SIGKILL)
+    died = instance.wait_event("worker.exited", generation=2)
+    assert (died["pid"], died["signal"]) == (heir, "SIGKILL")
     assert echo(instance) == b"are you there"
     worker = instance.worker()["pid"]
-    wait_for(lambda: set(children_of(instance.pid)) == {template, worker}, "one worker to be there")
+    expected = {template, worker, heir_pid(instance.pid, template)}
+    wait_for(lambda: set(children_of(instance.pid)) == expected, "one worker to be there")
 
 
-def test_a_midwife_that_hangs_is_a_hung_template(instance: Make) -> None:
-    """The fork does not come in time: the template goes with its midwife, and its successor bears the worker."""
-    hung = instance("template.exited", "worker.exited", "worker.spawn_failed")
-    hung.write(hung.model())
-    line = [sys.executable, "-c", IMPATIENT, "start", "-c", str(hung.config)]
-    hung.launch(command=line).wait_event("supervisor.ready")
-    midwife = midwife_pid(template_pid(hung))
-    os.kill(midwife, signal.SIGSTOP)
+def test_an_heir_that_hangs_is_a_worker_that_does_not_start(instance: Make) -> None:
+    """It is killed at startup_timeout like any worker, and its successor comes."""
+    hung = instance("worker.exited")
+    hung.write(hung.model(startup_timeout="2s"))
+    hung.start()
+    heir = heir_pid(hung.pid, template_pid(hung))
+    os.kill(heir, signal.SIGSTOP)
     kill_worker(hung, signal.SIGKILL)
-    assert hung.wait_event("template.exited")["cause"] == "hung"
+    assert hung.wait_event("worker.exited", generation=2)["cause"] == "start_timeout"
     assert echo(hung) == b"are you there"
-    assert state_of(midwife) is None
+    assert state_of(heir) is None
+
+
+def test_an_heir_goes_with_its_template(running: Running) -> None:
+    """A killed template leaves no heir, no zombie and no orphan event behind; its workers serve on."""
+    instance = running("template.exited")
+    template = template_pid(instance)
+    heir = heir_pid(instance.pid, template)
+    os.kill(template, signal.SIGKILL)
+    wait_for(lambda: state_of(heir) is None, "the heir to be gone")
+    assert echo(instance) == b"are you there"
+    heir_pid(instance.pid, template_pid(instance, 2))
+    assert not instance.events("orphan.adopted")
 
 
 # -- after the fork ---------------------------------------------------------------------------------------------------
@@ -358,18 +377,20 @@ def test_a_fork_that_fails_is_an_event_and_tried_again(instance: Make) -> None:
     limited.write(limited.model(workers=2))
     launch_as_nobody(limited).wait_event("supervisor.ready")
     template = template_pid(limited)
-    limit_processes(midwife_pid(template), 0)
+    heir_pid(limited.pid, template)
     limit_processes(template, 0)
+    kill_worker(limited, signal.SIGKILL)
+    ready(limited, 2)  # the heir needs no fork
     kill_worker(limited, signal.SIGKILL)
     first = limited.wait_event("worker.spawn_failed")
     second = limited.wait_event("worker.spawn_failed", count=2)
     assert "EAGAIN" in first["reason"], first
-    assert (first["cause"], first["failures"], first["next"]) == ("spawn_failed", 2, "back_off")
-    assert (second["failures"], second["generation"]) == (3, 3)
+    assert (first["cause"], first["failures"], first["next"]) == ("spawn_failed", 3, "back_off")
+    assert (second["failures"], second["generation"]) == (4, 4)
     assert echo(limited, index=1) == b"are you there"
     limit_processes(template, 1000)
     assert echo(limited) == b"are you there"
-    assert limited.worker()["generation"] == 4
+    assert limited.worker()["generation"] == 5
     assert template_pid(limited) == template
     assert limited.stop() == 0
 

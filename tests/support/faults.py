@@ -71,19 +71,25 @@ def template_pid(instance: Instance, generation: int = 1) -> int:
     return pid
 
 
-def midwife_pid(template: int) -> int:
-    """The pid of the process that waits to bring a template's next worker; made once the template had a quiet moment.
+def heir_pid(supervisor: int, template: int) -> int:
+    """The pid of the process that waits to be a template's next worker; born once the template had a quiet moment.
 
-    A child that brings a worker just now looks the same; but then the template holds that worker's descriptors too, and not only
-    its standard ones, its channel and its midwife's.
+    It is the supervisor's child, still of the template's session, and has its title once it was told of.
     """
 
     def waiting() -> list[int]:
-        quiet = len(os.listdir(f"/proc/{template}/fd")) == 5
-        return children_of(template) if quiet else []
+        return [child for child in children_of(supervisor) if _is_heir(child, template)]
 
-    (pid,) = wait_for(waiting, "a midwife")
+    (pid,) = wait_for(waiting, "an heir")
     return pid
+
+
+def _is_heir(pid: int, template: int) -> bool:
+    try:
+        title = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"modelsupervisor: heir of " in title and os.getsid(pid) == template
+    except OSError:  # gone meanwhile
+        return False
 
 
 def ready(instance: Instance, generation: int, index: int = 0, **match: Any) -> Event:

@@ -86,18 +86,16 @@ def close_all_but(kept: FrozenSet[int]) -> None:
                 continue  # the listing's own descriptor, closed when the listing was done
 
 
-def become_worker(birth: Birth, inheritance: Inheritance, intermediate: int) -> NoReturn:
-    """Turn a freshly forked child into the worker of a slot, serve, and exit. Never returns into the template's code."""
+def become_worker(birth: Birth, inheritance: Inheritance) -> NoReturn:
+    """Turn an heir into the worker of a slot, serve, and exit. Never returns into the template's code."""
     code = START_FAILED
     try:
         channel = Channel(socket.socket(fileno=birth.channel))
         try:
-            record = _settle(birth, inheritance, intermediate)
+            record = _settle(birth, inheritance)
             listener = socket.socket(fileno=birth.listener)
             loader.after_fork(inheritance.model)
             cpus = sorted(os.sched_getaffinity(0))
-        except process.Orphaned:
-            os._exit(START_FAILED)
         except Exception as error:  # of the operating system or of the handler's after_fork: reported whole
             _decline(channel, error)
         else:
@@ -111,12 +109,8 @@ def become_worker(birth: Birth, inheritance: Inheritance, intermediate: int) -> 
         os._exit(code)
 
 
-def _settle(birth: Birth, inheritance: Inheritance, intermediate: int) -> Record:
-    """Everything between the fork and the model's own code.
-
-    What needs no parent comes first: the intermediate reparents us only after its own memory is torn down, which with a large
-    model takes as long as a fork [measured], and this work fills that time.
-    """
+def _settle(birth: Birth, inheritance: Inheritance) -> Record:
+    """Everything between the order and the model's own code."""
     os.setsid()
     os.dup2(birth.stdout, 1)
     os.dup2(birth.stderr, 2)
@@ -133,8 +127,6 @@ def _settle(birth: Birth, inheritance: Inheritance, intermediate: int) -> Record
     os.close(birth.scoreboard)
     record = Record(region)
     record.reset(birth.generation)
-    process.await_reparenting(intermediate, inheritance.supervisor)
-    process.die_with_parent(inheritance.libc, inheritance.supervisor)
     return record
 
 

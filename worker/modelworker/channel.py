@@ -75,12 +75,8 @@ class Channel:
         Every message but `event` is one of a handful in a process's life, far fewer than the socket's buffer holds, so that
         only a flood of events can fill it.
         """
-        self.send_raw(encode(kind, fields))
-
-    def send_raw(self, message: bytes) -> None:
-        """Send a message that is encoded already, if the other side can take it now."""
         try:
-            self._socket.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._socket.send(encode(kind, fields), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:
             self._lost += 1
 

@@ -7,8 +7,8 @@ channel. It binds itself to the union of its workers' CPUs *before* any import (
 loads the handler, warms it, says `loaded`, and from then on does nothing but answer `fork`: whatever was loaded is shared, page by
 page, with every worker that comes of it.
 
-A birth is a double fork, by way of a `midwife`: the worker is reparented to the supervisor, a child subreaper, and so is the
-supervisor's own child: one place sees every exit status.
+A birth is a double fork, done ahead of time where there is time: `heir` says how. The supervisor adopts the worker that comes of
+it: one place sees every exit status.
 
 Only what is on a list crosses the fork: the worker's own descriptors, and what the model itself opened while it loaded.
 """
@@ -30,7 +30,7 @@ from typing import Any, Dict, FrozenSet, List, NoReturn, Optional, Sequence
 from modelworker import frameworks, loader, process
 from modelworker.boot import Inheritance, close_all_but
 from modelworker.channel import Channel, ChannelClosed, tail
-from modelworker.midwife import Midwife, call_midwife
+from modelworker.heir import Heir, bear_heir
 
 QUIET_MS = 50  # without a request before the template makes ready for the next: a newborn's first answer is over by then
 
@@ -62,7 +62,7 @@ class Template:
         self._supervisor = supervisor
         self._libc = libc
         self._inheritance: Optional[Inheritance] = None
-        self._midwife: Optional[Midwife] = None
+        self._heir: Optional[Heir] = None
 
     def load(self, spec: Dict[str, Any]) -> bool:
         """Load and warm the model as the supervisor's `load` says, and report how it went."""
@@ -118,27 +118,27 @@ class Template:
                 self._fork(message, descriptors)
 
     def _await_message(self) -> bool:
-        """Wait for the supervisor; False where the time was used to get a midwife, or to bury one that died."""
+        """Wait for the supervisor; False where the time was used to bear an heir, or one that waited has died."""
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)
-        if self._midwife is not None:
-            poll.register(self._midwife.channel.fileno(), select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(QUIET_MS if self._midwife is None else None)}
+        if self._heir is not None:
+            poll.register(self._heir.channel.fileno(), select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(QUIET_MS if self._heir is None else None)}
         if self._channel.fileno() in ready:
             return True
-        if self._midwife is not None:
-            self._midwife.bury()
-            self._midwife = None
+        if self._heir is not None:
+            self._heir.channel.close()
+            self._heir = None
             return False
         assert self._inheritance is not None
         frameworks.reseed_mxnet()
         try:
-            self._midwife = call_midwife(self._inheritance, self._channel, freshly_seeded=True)
+            self._heir = bear_heir(self._inheritance, self._channel, freshly_seeded=True)
         except OSError:
-            return self._wait_without_midwife()
+            return self._await_without_heir()
         return False
 
-    def _wait_without_midwife(self) -> bool:
+    def _await_without_heir(self) -> bool:
         """No process can be had ahead of time: wait for a request, whose own fork then fails or not."""
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)
@@ -147,7 +147,7 @@ class Template:
     def _fork(self, message: Dict[str, Any], descriptors: List[int]) -> None:
         identity = {"index": message["index"], "generation": message["generation"]}
         try:
-            pid = self._deliver(message, descriptors)
+            pid = self._bear(message, descriptors)
         except OSError as error:
             code = errno.errorcode.get(error.errno or 0, "?")
             self._channel.send("fork_failed", error="%s (%s)" % (error.strerror, code), **identity)
@@ -157,17 +157,17 @@ class Template:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _deliver(self, message: Dict[str, Any], descriptors: List[int]) -> int:
-        """The pid of a worker whose midwife is gone. Raises OSError where a fork failed."""
+    def _bear(self, message: Dict[str, Any], descriptors: List[int]) -> int:
+        """The pid of the worker for a slot. Raises OSError where a fork failed."""
         assert self._inheritance is not None
-        midwife, self._midwife = self._midwife, None
-        if midwife is not None:
+        heir, self._heir = self._heir, None
+        if heir is not None:
             try:
-                return midwife.deliver(message, descriptors)
-            except ChildProcessError:
-                pass  # somebody ended it while it waited; another one is made
-        midwife = call_midwife(self._inheritance, self._channel, freshly_seeded=False)
-        return midwife.deliver(message, descriptors)
+                return heir.succeed(message, descriptors)
+            except BrokenPipeError:
+                pass  # somebody ended it while it waited; another one is born
+        heir = bear_heir(self._inheritance, self._channel, freshly_seeded=False)
+        return heir.succeed(message, descriptors)
 
 
 def main(argv: Sequence[str]) -> NoReturn:

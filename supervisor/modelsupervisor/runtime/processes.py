@@ -89,21 +89,22 @@ def kill_session(session: int) -> list[int]:
     """
     killed = []
     for pid in _others():
-        if pid == session or _session(pid) != session:
+        if pid == session or session_of(pid) != session:
             continue
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
             continue
         try:
-            if _session(pid) == session and send_signal(pidfd, signal.SIGKILL):
+            if session_of(pid) == session and send_signal(pidfd, signal.SIGKILL):
                 killed.append(pid)
         finally:
             os.close(pidfd)
     return killed
 
 
-def _session(pid: int) -> int:
+def session_of(pid: int) -> int:
+    """The session of a process, -1 where it is gone."""
     try:
         return os.getsid(pid)
     except (ProcessLookupError, PermissionError):

@@ -276,9 +276,10 @@ class Supervisor:
             if pid in self._orphans:
                 self._orphans.discard(pid)
                 self._edge.journal.emit("info", "orphan.exited", pid=pid, reason=str(status))
-        known = own | self._orphans | self._edge.doomed
+        known = self._orphans | self._edge.doomed
         for pid in processes.children():
-            if pid not in known and not processes.is_zombie(pid):
+            stranger = pid not in known and self.workers.is_stranger(pid)
+            if stranger and not processes.is_zombie(pid):
                 self._orphans.add(pid)
                 command = processes.command_of(pid)
                 self._edge.journal.emit("warning", "orphan.adopted", pid=pid, command=command)

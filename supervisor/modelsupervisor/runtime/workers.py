@@ -301,8 +301,14 @@ class Workers:
         children takes a tenth of the time of looking at every process of the machine.
         """
         children = processes.children()
-        known = self.pids() | self._templates.pids()
-        return not children or any(pid not in known for pid in children)
+        return not children or any(self.is_stranger(pid) for pid in children)
+
+    def is_stranger(self, pid: int) -> bool:
+        """True for a child that is no worker, no template, and no heir: those wait in the session of their template."""
+        templates = self._templates.pids()
+        if pid in self.pids() or pid in templates:
+            return False
+        return processes.session_of(pid) not in templates
 
     def _close_channel(self, worker: Worker) -> None:
         if worker.channel is not None and not worker.channel.closed:
