@@ -34,7 +34,9 @@ def _once(model: loader.LoadedModel, request: Request) -> str:
     ended = time.perf_counter()
     os.close(told)
     os.close(tell)
-    return " ".join(f"{1000 * part:.3f}" for part in (ended - begun, running - begun, answered - running))
+    return " ".join(
+        f"{1000 * part:.3f}" for part in (ended - begun, running - begun, answered - running)
+    )
 
 
 def main(path: str, sample: str) -> None:

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelsupervisor.control import ControlConnection
 from modelworker.wire import Parameter, PredictResponse, Request, ResponseReader, encode_predict
+
+from modelsupervisor.control import ControlConnection
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 60.0  # seconds for anything that is waited for

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 
+from modelworker.threads import thread_environment
+
 from benchmarks.harness import (
     ROOT,
     Figure,
@@ -25,7 +27,6 @@ from benchmarks.harness import (
     supervisor,
 )
 from modelsupervisor.core.placement import share_out
-from modelworker.threads import thread_environment
 
 ROUNDS = 5
 KILLS = 6  # a round

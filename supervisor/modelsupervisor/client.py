@@ -42,6 +42,14 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from modelworker.wire import (
+    Parameter,
+    PredictResponse,
+    ResponseItem,
+    WireError,
+    encode_predict,
+)
+
 from modelsupervisor.connection import Connection, Died, Unread
 from modelsupervisor.errors import (
     ClientError,
@@ -54,13 +62,6 @@ from modelsupervisor.errors import (
 from modelsupervisor.paths import list_worker_sockets
 from modelsupervisor.prediction import LARGEST_BODY, OCTETS, Body, Prediction, PredictionRequest
 from modelsupervisor.unixsocket import BacklogFull, dial
-from modelworker.wire import (
-    Parameter,
-    PredictResponse,
-    ResponseItem,
-    WireError,
-    encode_predict,
-)
 
 __all__ = ["Client", "Parameter", "Prediction", "PredictionRequest"]
 

@@ -19,9 +19,9 @@ from support.faults import (
     ask,
     crash,
     echo,
+    heir_pid,
     inode,
     kill_worker,
-    heir_pid,
     ready,
     request,
     template_pid,
@@ -194,8 +194,10 @@ def test_twenty_clients_during_repeated_kills_are_all_answered(running: Running)
         # A slot without one answer between two idle deaths would be failing, rightly: kill the one that served.
         index = kills % 2
         wait_for(
-            lambda index=index: instance.worker(index=index)["requests"] > 0
-            or not any(caller.is_alive() for caller in callers),
+            lambda index=index: (
+                instance.worker(index=index)["requests"] > 0
+                or not any(caller.is_alive() for caller in callers)
+            ),
             "the worker to serve",
         )
         worker = instance.worker(index=index)

@@ -57,7 +57,11 @@ def test_what_is_printed_while_loading_is_the_templates(running: Running) -> Non
     instance = running()
     (event,) = instance.events("template.output")
     assert event["line"] == f"loading faults in {template_pid(instance)}"
-    assert (event["pid"], event["stream"], event["level"]) == (template_pid(instance), "stdout", "info")
+    assert (event["pid"], event["stream"], event["level"]) == (
+        template_pid(instance),
+        "stdout",
+        "info",
+    )
     assert not instance.events("worker.output")
 
 
@@ -108,7 +112,9 @@ def test_an_unfinished_line_is_kept_and_marked(running: Running) -> None:
     ready(instance, 2)
     ask(instance, "print", text="of the successor")
     instance.wait_event("worker.output", generation=2)
-    told = [(event["line"], event.get("partial"), event["generation"]) for event in output(instance)]
+    told = [
+        (event["line"], event.get("partial"), event["generation"]) for event in output(instance)
+    ]
     assert told == [
         ("whole", None, 1),
         ("half a li", True, 1),

@@ -18,8 +18,8 @@ from modelsupervisor.client import Client
 from support.faults import (
     echo,
     facts,
-    kill_worker,
     heir_pid,
+    kill_worker,
     ready,
     template_pid,
 )
@@ -73,7 +73,8 @@ def descriptors(pid: int) -> dict[int, str]:
 def kinds(pid: int) -> list[str]:
     """The kinds of what a process holds open, sorted: `socket`, `pipe`, `anon_inode`, or a path."""
     return sorted(
-        target if target.startswith("/") else target.split(":")[0] for target in descriptors(pid).values()
+        target if target.startswith("/") else target.split(":")[0]
+        for target in descriptors(pid).values()
     )
 
 
@@ -180,7 +181,11 @@ def test_descriptors_are_those_on_the_list(instance: Make) -> None:
         heir = heir_pid(made.pid, event["pid"])
         found = descriptors(event["pid"])
         assert found[0] == "/dev/null"
-        assert [found.pop(fd).split(":")[0] for fd in (0, 1, 2, 3)][1:] == ["pipe", "pipe", "socket"]
+        assert [found.pop(fd).split(":")[0] for fd in (0, 1, 2, 3)][1:] == [
+            "pipe",
+            "pipe",
+            "socket",
+        ]
         assert [target.split(":")[0] for target in found.values()] == ["socket"], found
         wait_for(lambda pid=heir: kinds(pid) == ["/dev/null", "pipe", "pipe", "socket"], "its own")
 

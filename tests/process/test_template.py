@@ -16,8 +16,8 @@ from support.faults import (
     ask,
     echo,
     facts,
-    kill_worker,
     heir_pid,
+    kill_worker,
     ready,
     template_pid,
     turned_away,
@@ -34,7 +34,12 @@ BROKEN = [
     ("raise RuntimeError('no weights')", "service", "RuntimeError: no weights", "load_failed"),
     ("def handle(data, context:\n", "service", "SyntaxError", "load_failed"),
     ("import nonexistent_framework", "service", "No module named 'nonexistent_fr", "load_failed"),
-    ("def handle(data, context): return data", "service:predict", "no such function", "load_failed"),
+    (
+        "def handle(data, context): return data",
+        "service:predict",
+        "no such function",
+        "load_failed",
+    ),
     ("class A:\n  def initialize(self, c): self.x", "service", "has no handle()", "load_failed"),
     ("import sys; sys.exit(5)", "service", "exited with code 5", "exit"),
     ("import sys; sys.exit('bye')", "service", "exited with code 1", "exit"),
@@ -150,9 +155,7 @@ def test_killed_while_it_loads_it_is_started_again(instance: Make, mendable: Men
     """Under `continue` a template that is killed in the middle of its load has a successor, which serves."""
     mendable.set("sleep")
     loading = instance("template.exited")
-    loading.write(
-        loading.model(env__FAULT_FILE=mendable.path), "on_start_failure = continue"
-    )
+    loading.write(loading.model(env__FAULT_FILE=mendable.path), "on_start_failure = continue")
     loading.launch()
     pid = loading.wait_event("template.output")["pid"]
     mendable.mend()

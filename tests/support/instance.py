@@ -58,7 +58,9 @@ def marked_processes(mark: str) -> list[int]:
 def children_of(pid: int) -> list[int]:
     """The children of a process, zombies among them."""
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     except OSError:
         return []
 
@@ -85,7 +87,8 @@ def environment(mark: str, **extra: str) -> dict[str, str]:
         environ.pop(name, None)
     environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "supervisor"), str(ROOT / "worker")])
     environ[MARK] = mark
-    environ["SPT_NOENV"] = "1"  # setproctitle would write the title over the environment, and the mark with it
+    # setproctitle would write the title over the environment, and the mark with it
+    environ["SPT_NOENV"] = "1"
     environ.update(extra)
     return environ
 
@@ -255,7 +258,9 @@ class Instance:
         finally:
             for pid in marked_processes(self.mark):
                 os.kill(pid, signal.SIGKILL)
-        left = sorted(entry.name for entry in self.run_dir.iterdir()) if self.run_dir.exists() else []
+        left = (
+            sorted(entry.name for entry in self.run_dir.iterdir()) if self.run_dir.exists() else []
+        )
         assert left in ([], ["lock"]), f"left in the run directory: {left}\n{self.story()}"
         if self.process is not None and self.process.returncode != -signal.SIGKILL:
             self.check_log()

@@ -24,6 +24,8 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from modelworker.wire import CommandReader, PredictCommand, ResponseItem, encode_predict_response
+
 from modelsupervisor import __version__
 from modelsupervisor.cli import commands, main, render
 from modelsupervisor.cli.predict import answer_line, content_type_of
@@ -31,7 +33,6 @@ from modelsupervisor.config import Settings
 from modelsupervisor.control import ControlReply, ControlRequest, decode_request, encode_reply
 from modelsupervisor.errors import AlreadyRunningError, ControlError, StartError
 from modelsupervisor.prediction import Prediction
-from modelworker.wire import CommandReader, PredictCommand, ResponseItem, encode_predict_response
 
 STATUS: dict[str, Any] = {
     "supervisor": {

@@ -22,6 +22,14 @@ from pathlib import Path
 
 import pytest
 
+from modelworker.wire import (
+    CommandReader,
+    PredictCommand,
+    Request,
+    ResponseItem,
+    encode_predict_response,
+)
+
 from modelsupervisor.client import Client, Parameter, Prediction, PredictionRequest
 from modelsupervisor.connection import Connection
 from modelsupervisor.errors import (
@@ -34,13 +42,6 @@ from modelsupervisor.errors import (
 )
 from modelsupervisor.prediction import LARGEST_BODY
 from modelsupervisor.unixsocket import BacklogFull, dial
-from modelworker.wire import (
-    CommandReader,
-    PredictCommand,
-    Request,
-    ResponseItem,
-    encode_predict_response,
-)
 
 Behaviour = Callable[[socket.socket], None]
 

@@ -96,12 +96,14 @@ def become_worker(birth: Birth, inheritance: Inheritance) -> NoReturn:
             listener = socket.socket(fileno=birth.listener)
             loader.after_fork(inheritance.model)
             cpus = sorted(os.sched_getaffinity(0))
-        except Exception as error:  # of the operating system or of the handler's after_fork: reported whole
+        # Of the operating system or of the handler's after_fork: reported whole
+        except Exception as error:
             _decline(channel, error)
         else:
             channel.send("ready", facts={"pid": os.getpid(), "cpus": cpus})
             code = serve(inheritance.model, listener, channel, record, birth.settings)
-    except BaseException:  # the last line before the template's own stack: say it and die, never unwind into it
+    # The last line before the template's own stack: say it and die, never unwind into it
+    except BaseException:
         traceback.print_exc()
         code = START_FAILED
     finally:

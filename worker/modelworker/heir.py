@@ -14,7 +14,7 @@ no other process has.
 
 An heir holds nothing of any slot. It is of the template's session and ends with it; it ends itself when its channel closes; and it
 dies with the supervisor, whose death signal it sets once that is its parent. Not until then is it an heir: its pid is told last, so
-that whoever knows the pid knows whose child it is [measured: waiting on a pidfd before the reparenting says ECHILD, again and again].
+that whoever knows the pid knows whose child it is [measured: waiting on a pidfd before the reparenting says ECHILD, for ever].
 """
 
 from __future__ import annotations

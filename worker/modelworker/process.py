@@ -129,7 +129,12 @@ def map_shared(libc: ctypes.CDLL, descriptor: int, size: int, offset: int) -> me
     """
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [
-        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_long,
     ]
     address = libc.mmap(None, size, _PROT_READ_WRITE, _MAP_SHARED, descriptor, offset)
     if address is None or address == _MAP_FAILED:
@@ -168,4 +173,3 @@ def leave(leaving: SystemExit) -> NoReturn:
         code = 1
     flush_output()
     os._exit((code or 0) & 0xFF)
-

@@ -32,7 +32,8 @@ from modelworker.boot import Inheritance, close_all_but
 from modelworker.channel import Channel, ChannelClosed, tail
 from modelworker.heir import Heir, bear_heir
 
-QUIET_MS = 50  # without a request before the template makes ready for the next: a newborn's first answer is over by then
+# Milliseconds without a request before the template makes ready for the next: a newborn's first answer is over by then
+QUIET_MS = 50
 
 
 def _open_descriptors() -> FrozenSet[int]:
@@ -75,11 +76,13 @@ class Template:
             model = loader.load_model(_model_spec(spec))
             loaded = time.monotonic()
             warmed = loader.warm_up(model, spec["warmup"])
-        except Exception as error:  # whatever a handler raises while loading is a failed load, reported whole
+        # Whatever a handler raises while loading is a failed load, reported whole
+        except Exception as error:
             self._report_failure(error)
             return False
         gc.collect()
-        gc.freeze()  # a collection in a child would write to every object's header, and copy its page
+        # A collection in a child would write to every object's header, and copy its page
+        gc.freeze()
         # What the model did to its signals while it loaded is undone here once, not in every child.
         process.default_signals()
         process.flush_output()  # what is buffered here would be printed again by each child

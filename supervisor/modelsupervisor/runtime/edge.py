@@ -25,7 +25,8 @@ class ModelPlan:
     settings: ModelSettings
     placement: ModelPlacement
     environment: Mapping[str, str]
-    threads: int  # of each worker's OpenMP runtime: the operator's number where there is one, else the plan's
+    # Of each worker's OpenMP runtime: the operator's number where there is one, else the plan's
+    threads: int
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from modelsupervisor.runtime.workers import Corpse
 
 
-
 def cause_of(action: ReportWorkerExit, corpse: Corpse) -> str:
     """One word for why a worker is gone.
 

@@ -20,7 +20,9 @@ from modelsupervisor.runtime.sink import StdoutSink
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 OUTPUT_EVENTS = frozenset({"worker.output", "template.output"})
 _ENVELOPE = ("timestamp", "level", "event", "seq", "model", "worker", "pid", "generation")
-_RESERVED = frozenset({"timestamp", "level", "event", "seq", "exc_info", "exception", "stack", "stack_info"})
+_RESERVED = frozenset(
+    {"timestamp", "level", "event", "seq", "exc_info", "exception", "stack", "stack_info"}
+)
 """Names that are ours, or that structlog gives a meaning to: a fact of such a name gets an underscore behind it."""
 
 DEEPEST = 8  # levels of a fact that are shown

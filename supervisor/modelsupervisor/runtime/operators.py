@@ -71,7 +71,9 @@ class Operators:
         refusal = self._refusal(connection)
         operator = Operator(connection)
         self._all[connection.fileno()] = operator
-        self._reactor.add(connection.fileno(), Rank.OPERATOR, lambda events: self._on(operator, events))
+        self._reactor.add(
+            connection.fileno(), Rank.OPERATOR, lambda events: self._on(operator, events)
+        )
         if refusal:
             self.fail(operator, None, "refused", refusal)
             self._close_when_sent(operator)

@@ -24,7 +24,8 @@ from modelsupervisor.runtime.reactor import Rank, Reactor
 from modelsupervisor.runtime.rundir import RunDirectory
 
 TURN = 64 * 1024  # bytes that one stream may take of a turn of the loop (DESIGN §3)
-LAST_LINES = 50  # lines of the story in `worker.exited`: the stack that faulthandler prints fits into it
+# Lines of the story in `worker.exited`: the stack that faulthandler prints fits into it
+LAST_LINES = 50
 LAST_LINE_LENGTH = 2000  # characters of each
 
 LEVEL_OF = {"stdout": "info", "stderr": "warning"}
@@ -104,7 +105,8 @@ class Place:
         self.last_exit: dict[str, Any] | None = None
         self.restarts = 0
         self.answered_before = 0  # requests of the generations that are gone
-        self.speaker: tuple[int, int | None] | None = None  # whose output is being reported, if not the present one's
+        # Whose output is being reported, if not the present one's
+        self.speaker: tuple[int, int | None] | None = None
         self._rundir = rundir
         self._reactor = reactor
         self._refusing = False
@@ -151,7 +153,9 @@ class Place:
             return
         self._refusing = refusing
         if refusing:
-            self._reactor.add(self.listener.fileno(), Rank.OPERATOR, self._turn_away, select.EPOLLIN)
+            self._reactor.add(
+                self.listener.fileno(), Rank.OPERATOR, self._turn_away, select.EPOLLIN
+            )
         else:
             self._reactor.remove(self.listener.fileno())
 

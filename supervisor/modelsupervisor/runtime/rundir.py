@@ -31,8 +31,10 @@ LOCK = "lock"
 CONTROL = "control.sock"
 SCOREBOARD = "scoreboard"
 ASIDE = ".bind"  # a socket is bound under this name, and linked to its own when it listens
-BACKLOG = 1024  # capped by net.core.somaxconn; clients of a worker that is being replaced queue here
-SWEEP_PATIENCE = 3.0  # seconds; a killed worker with a large model takes tens of milliseconds to be torn down [measured]
+# Capped by net.core.somaxconn; clients of a worker that is being replaced queue here
+BACKLOG = 1024
+# Seconds; a killed worker with a large model takes tens of milliseconds to be torn down [measured]
+SWEEP_PATIENCE = 3.0
 SWEEP_STEP = 0.02
 
 Identity = tuple[int, int]
@@ -113,7 +115,9 @@ class RunDirectory:
         except FileExistsError:
             made = False
         except OSError as error:
-            raise RunDirectoryError(f"cannot make run directory {self.path}: {error.strerror}") from None
+            raise RunDirectoryError(
+                f"cannot make run directory {self.path}: {error.strerror}"
+            ) from None
         try:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             self._fd = os.open(self.path, flags)
@@ -173,7 +177,8 @@ class RunDirectory:
                 f"(pid {holder[0] or 'unknown'}); nothing was touched"
             ) from None
         self._lock = lock
-        os.fchmod(lock, 0o600)  # whatever the umask was: without it the next start might not open its own file
+        # Whatever the umask was: without it the next start might not open its own file
+        os.fchmod(lock, 0o600)
         try:
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n{about}\n".encode(errors="surrogateescape"), 0)
@@ -205,7 +210,9 @@ class RunDirectory:
         refused = [left for left in results.values() if not left.removed and left.name in wanted]
         if refused:
             lines = [f"{self.path}/{left.name}: {left.reason}; left alone" for left in refused]
-            raise RunDirectoryError("\n".join(["something that is not ours is in the way:", *lines]))
+            raise RunDirectoryError(
+                "\n".join(["something that is not ours is in the way:", *lines])
+            )
         return list(results.values())
 
     def _sweep_one(self, name: str) -> Leftover:
@@ -277,7 +284,8 @@ class RunDirectory:
         try:
             fcntl.fcntl(fifo, fcntl.F_SETPIPE_SZ, size)
         except OSError:
-            pass  # over the user's pipe budget: the default size serves too, it only slows a flood earlier
+            # Over the user's pipe budget: the default size serves too, it only slows a flood earlier
+            pass
         return fifo
 
     def scoreboard(self, size: int) -> int:

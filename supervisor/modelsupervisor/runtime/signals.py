@@ -60,7 +60,8 @@ class Signals:
     def take(self) -> Counter[int]:
         """How often each signal came since the last call."""
         with contextlib.suppress(BlockingIOError):
-            self._awake.recv(4096)  # once: until nothing is there might never end, and what is left only wakes us again
+            # Once: until nothing is there might never end, and what is left only wakes us again
+            self._awake.recv(4096)
         # One reference for another: a handler that runs before this line counts into the old tally, one after it into the new.
         # Subtracting what was read instead would lose what a handler adds between the reading and the writing.
         taken, self._tally = self._tally, Counter()

@@ -145,4 +145,3 @@ class StdoutSink:
             self._socket.close()
         elif self._fd != self._given:
             os.close(self._fd)
-

@@ -13,9 +13,6 @@ import grp
 import os
 import resource
 import select
-import signal
-import sys
-from collections.abc import Mapping
 
 from modelworker.threads import openmp_threads, thread_environment
 
@@ -292,9 +289,7 @@ class Session:
         for left in self._rundir.sweep(is_ours, needed, self._pause):
             event = "leftover.removed" if left.removed else "leftover.kept"
             level = "info" if left.removed else "warning"
-            self._journal.emit(
-                level, event, pid=os.getpid(), name=left.name, reason=left.reason
-            )
+            self._journal.emit(level, event, pid=os.getpid(), name=left.name, reason=left.reason)
 
     def _pause(self, seconds: float) -> None:
         """Wait between two probes, unless a stop signal comes."""
@@ -313,11 +308,17 @@ class Session:
         self._board.close()
         for name in self._rundir.close():
             self._journal.emit(
-                "error", "leftover.kept", pid=os.getpid(), name=name, reason="it is not ours any more"
+                "error",
+                "leftover.kept",
+                pid=os.getpid(),
+                name=name,
+                reason="it is not ours any more",
             )
         if self._supervisor is not None:
             uptime = round(Edge.now() - begun, 3)
-            self._journal.emit("info", "supervisor.stopped", pid=os.getpid(), code=code, uptime_s=uptime)
+            self._journal.emit(
+                "info", "supervisor.stopped", pid=os.getpid(), code=code, uptime_s=uptime
+            )
         deadline = Edge.now() + LAST_FLUSH
         self._sink.drain(LAST_FLUSH)
         self._journal.tell_dropped()

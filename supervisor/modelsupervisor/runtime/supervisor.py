@@ -91,7 +91,9 @@ class Supervisor:
     def speaker(self, key: SlotKey) -> tuple[int, int | None]:
         """The generation and pid whose output comes out of a slot's FIFOs now."""
         worker = self.workers.present(key)
-        return (worker.generation, worker.pid) if worker else (self._state.slots[key].generation, None)
+        return (
+            (worker.generation, worker.pid) if worker else (self._state.slots[key].generation, None)
+        )
 
     def serve_operators(self, operators: Operators, reporter: Reporter) -> None:
         """Take commands from here on."""
@@ -269,7 +271,8 @@ class Supervisor:
         while (found := processes.peek_any_child()) is not None:
             pid, status = found
             if pid in own:
-                self._orphans_due = True  # its own descriptor tells of it; what is behind it, after that
+                # Its own descriptor tells of it; what is behind it, after that
+                self._orphans_due = True
                 return
             processes.reap_pid(pid)
             self._edge.doomed.discard(pid)
@@ -325,7 +328,9 @@ class Supervisor:
             self._restart(operator, request)
         else:
             known = "restart, status, stop"
-            raise ControlError("bad_request", f"unknown command {request.command!r}; there are: {known}")
+            raise ControlError(
+                "bad_request", f"unknown command {request.command!r}; there are: {known}"
+            )
 
     def _restart(self, operator: Operator, request: ControlRequest) -> None:
         asked = decode_arguments(request, RestartArguments)

@@ -105,7 +105,12 @@ class Workers:
             worker.channel, theirs = channel_pair()
             with theirs:
                 handed.extend(place.writing_ends())
-                descriptors = [theirs.fileno(), place.listener.fileno(), *handed, self._edge.board.fd]
+                descriptors = [
+                    theirs.fileno(),
+                    place.listener.fileno(),
+                    *handed,
+                    self._edge.board.fd,
+                ]
                 template.send(self._fork_message(worker), descriptors)
         except OSError as error:
             self._fail_birth(worker, f"cannot ask the template: {error.strerror}")
@@ -158,7 +163,9 @@ class Workers:
         if worker.pid is not None:
             return
         if pid in self.pids() | self._templates.pids() or not processes.is_child(pid):
-            self._fail_birth(worker, f"the process that it was said to be, {pid}, is no new child of ours")
+            self._fail_birth(
+                worker, f"the process that it was said to be, {pid}, is no new child of ours"
+            )
             return
         try:
             worker.pidfd = os.pidfd_open(pid)

@@ -48,7 +48,9 @@ def _meet(fault):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
     elif name == "print":
         for number in range(fault.get("lines", 1)):
-            print(fault.get("text", "line"), number, file=getattr(sys, fault.get("stream", "stdout")))
+            print(
+                fault.get("text", "line"), number, file=getattr(sys, fault.get("stream", "stdout"))
+            )
     elif name == "write":
         left = fault["text"].encode("latin-1")
         while left:
@@ -111,7 +113,9 @@ def _facts():
         "pgid": os.getpgid(0),
         "status": lines,
         "fds": {fd: _target(fd) for fd in os.listdir("/proc/self/fd")},
-        "affinity": {task: sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")},
+        "affinity": {
+            task: sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")
+        },
         "environment": dict(os.environ),
         "cwd": os.getcwd(),
         "path": sys.path,
