@@ -269,6 +269,7 @@ def test_a_log_reader_that_stops_reading_stops_nobody(piped: Piped) -> None:
     restarted = made.cli("restart", "echo/0", "-c", str(made.config))
     assert restarted.returncode == 0, restarted.stderr
     made.signal(signal.SIGTERM)
+    wait_for(lambda: os.listdir(made.run_dir) == ["lock"], "the end, but for the last of the log")
     events = piped.read_to_end()
     assert made.wait() == 0
     dropped = sum(int(str(event["lines"])) for event in events if event["event"] == "log.dropped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -140,6 +141,35 @@ def test_answers_that_are_not_taken(loop: Loop) -> None:
     while chunk := deaf.recv(1 << 20):
         read += chunk
     assert len(read) < ANSWERS_KEPT
+
+
+def test_a_last_word_behind_answers_that_wait(loop: Loop) -> None:
+    """A client that is to be closed gets all that it is owed first, and nothing more that it sends is served."""
+    peer = loop.dial()
+    peer.sendall(line("big") * 2)
+    loop.turn()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            peer.send(b"x" * 65536)
+            loop.turn()
+            if next(iter(loop.operators._all.values())).closing:
+                break
+    peer.sendall(b"\n" + line("echo", 5))
+    loop.turn()
+    read = b""
+    with contextlib.suppress(ConnectionResetError):
+        while True:
+            try:
+                chunk = peer.recv(1 << 20)
+            except BlockingIOError:
+                loop.turn()
+                continue
+            if not chunk:
+                break
+            read += chunk
+    told = [json.loads(each) for each in read.splitlines()]
+    assert [reply["ok"] for reply in told] == [True, True, False]
+    assert told[-1]["error"]["code"] == "bad_request"
 
 
 def test_too_many_connections(loop: Loop) -> None:

@@ -102,6 +102,7 @@ def test_default_signals() -> None:
     told = in_child(work)
     assert told["SigBlk"] == 0
     ignored = {number for number in range(1, 65) if told["SigIgn"] >> (number - 1) & 1}
+    ignored -= {32, 33}  # reserved by the C library, which lets nobody set them
     assert ignored == {signal.SIGPIPE, signal.SIGXFSZ}
     caught = {number for number in range(1, 65) if told["SigCgt"] >> (number - 1) & 1}
     assert signal.SIGUSR1 not in caught and signal.SIGINT not in caught
@@ -150,14 +151,12 @@ def test_pinning_binds_every_thread() -> None:
         started.wait()
         told = process.pin([cpus[0]])
         tasks = os.listdir("/proc/self/task")
-        return [
-            told,
-            len(tasks),
-            [sorted(os.sched_getaffinity(int(task))) for task in tasks],
-            process.pin(None),
-        ]
+        masks = [sorted(os.sched_getaffinity(int(task))) for task in tasks]
+        return [told, len(tasks), masks, process.pin(None)]
 
-    assert in_child(work) == [[cpus[0]], 2, [[cpus[0]]] * 2, [cpus[0]]]
+    told, tasks, masks, left = in_child(work)
+    assert tasks >= 2  # a library of another test may have threads that it starts after a fork
+    assert [told, masks, left] == [[cpus[0]], [[cpus[0]]] * tasks, [cpus[0]]]
 
 
 def test_a_cpu_that_is_not_there() -> None:

@@ -43,8 +43,7 @@ from modelworker.wire import (
 
 READ_SIZE = 65536  # below malloc's mmap threshold: with 256 KiB every recv maps and faults anew
 MAX_EVENTS = 64  # by default epoll.poll allocates room for 1,023 at each call
-# Seconds that a full worker lets a connection idle while another one waits to be accepted
-IDLE_BORNE = 1.0
+IDLE_BORNE = 1.0  # seconds that a full worker lets a connection idle while another waits
 FULL_PAUSE = 0.1  # seconds until a full worker whose connections are all in use looks again
 ACCEPT_PAUSE = 1.0  # seconds without accepting after EMFILE and its like, so as not to spin
 _PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
