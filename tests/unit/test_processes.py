@@ -71,7 +71,7 @@ def test_an_end_is_looked_at_before_it_is_reaped(
 
 def test_a_living_child(spawn: Spawn) -> None:
     """It has no end yet, can be signalled, and is among our children."""
-    pid = spawn("sleep 1000")
+    pid = spawn("exec sleep 1000")
     pidfd = os.pidfd_open(pid)
     assert processes.peek_exit(pidfd) is None
     assert pid in processes.children() and processes.is_child(pid) and not processes.is_zombie(pid)
@@ -162,7 +162,7 @@ def test_the_name_of_a_process(spawn: Spawn) -> None:
 
 def test_waiting_has_a_limit(spawn: Spawn) -> None:
     """`await_exit` gives up in time."""
-    pidfd = os.pidfd_open(spawn("sleep 1000"))
+    pidfd = os.pidfd_open(spawn("exec sleep 1000"))
     begun = time.monotonic()
     assert not processes.await_exit(pidfd, 0.05)
     assert 0.04 < time.monotonic() - begun < 5
