@@ -5,6 +5,8 @@ VENV ?= .venv
 PYTHON ?=
 # More arguments for pytest, such as PYTEST="-k placement -x".
 PYTEST ?=
+# Benchmarks to run, such as BENCH=restart; empty: all of them.
+BENCH ?=
 
 BIN = $(VENV)/bin
 # A stamp for each set of extras: installed again only when what says what to install has changed.
@@ -41,7 +43,7 @@ lint: $(VENV)/.installed-develop ## check style, format and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-test ## measure restarts and round trips
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 docs: $(VENV)/.installed-run ## write the reference pages that are made from the code
 	$(BIN)/python tools/configuration_page.py --write
