@@ -2,6 +2,9 @@
 
 The client connects right after the kill, so that it waits in the socket's backlog, and asks again where it was already accepted by
 the victim. Between two kills lies a pause: a crash is rare; the template uses the time after a birth to prepare for the next.
+
+Both sides compute with one thread, as each worker of conf/workers.ini does on two cores. With two, the time is that of OpenMP
+starting its team in the new process, which varies from run to run by more than everything else together.
 """
 
 from __future__ import annotations
@@ -26,11 +29,11 @@ from benchmarks.harness import (
     spread,
     supervisor,
 )
-from modelsupervisor.core.placement import share_out
 
 ROUNDS = 5
 KILLS = 6  # a round
 PAUSE = 0.3  # seconds
+THREADS = 1
 ASKED_MS = 20.0
 ASKED_RATIO = 1.4
 MODEL = ROOT / "models" / "digits"
@@ -41,9 +44,8 @@ class _Bare:
     """The bare process, asked once at a time."""
 
     def __init__(self) -> None:
-        cpus = share_out(tuple(sorted(os.sched_getaffinity(0))), 1)[0]
         environ = environment()
-        environ.update(thread_environment(len(cpus), False, environ))
+        environ.update(thread_environment(THREADS, False, environ))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.bare_fork", str(MODEL), str(SAMPLE)],
             stdin=subprocess.PIPE,
@@ -113,7 +115,7 @@ def _exit_once(running: Running, frame: bytes) -> float:
 def measure() -> list[Figure]:
     """Both sides in turn; the report's lines."""
     frame = predict_frame(SAMPLE.read_bytes(), "image/png")
-    section = f"[model:digits]\npath = {MODEL}\nhandler = handler.py\n"
+    section = f"[model:digits]\npath = {MODEL}\nhandler = handler.py\nthreads = {THREADS}\n"
     bare = _Bare()
     ours: list[tuple[float, float]] = []
     limit: list[tuple[float, float, float]] = []
