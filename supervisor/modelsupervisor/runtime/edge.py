@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from modelsupervisor.runtime.board import Board
 from modelsupervisor.runtime.journal import Journal
 from modelsupervisor.runtime.place import Place
 from modelsupervisor.runtime.reactor import Reactor
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,21 @@ class Edge:
         return f"{os.path.relpath(self.settings.source)}:{line} [model:{model}]"
 
 
+def _is_name(name: object) -> bool:
+    """An event's or a fact's name: a worker may not write to our terminal by way of one."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
 def told_event(edge: Edge, message: dict[str, Any], **identity: Any) -> None:
     """Log an event that a worker sent; its words are checked, its facts are its own, the identity is ours."""
     level, event = message.get("level"), message.get("event")
     fields = message.get("fields")
-    known = level in ("debug", "info", "warning", "error") and isinstance(event, str)
-    if not known or not isinstance(fields, dict):
+    known = level in ("debug", "info", "warning", "error") and _is_name(event)
+    if not known or not isinstance(fields, dict) or not all(map(_is_name, fields)):
         edge.journal.emit("warning", "worker.bad_message", **identity, reason="not an event")
         return
     told = {
-        str(name): value
+        name: value
         for name, value in fields.items()
         if name not in ("timestamp", "seq", "level", "event", *identity)
     }
