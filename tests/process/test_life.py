@@ -312,7 +312,7 @@ def test_two_hundred_kills_leave_every_descriptor_count_as_it_was(running: Runni
     wait_for(same, "the descriptors to be as before", 5)
     heir_pid(instance.pid, template)
     assert len(children_of(instance.pid)) == workers + 2  # the template and its heir
-    assert children_of(template) == []
+    wait_for(lambda: children_of(template) == [], "the template to have no child", 5)
 
 
 # -- workers that mean harm -------------------------------------------------------------------------------------------

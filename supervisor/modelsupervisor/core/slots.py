@@ -135,6 +135,13 @@ def exited(step: Step, event: WorkerExited) -> None:
         # It said itself that it cannot start: the same code would say so again.
         step.fail_start(f"worker {slot.key} could not start: {event.reason}")
     counted = _count(step, slot, event, asked)
+    _succeed_and_report(step, slot, counted, event, asked)
+
+
+def _succeed_and_report(
+    step: Step, slot: Slot, counted: Slot, event: WorkerExited | BirthFailed, asked: bool
+) -> None:
+    """Let what follows follow, and tell of the end; `counted` is the slot with its counts after it."""
     since = len(step.actions)
     follows, delay = _succeed(step, counted, failed=counted.failures > slot.failures)
     step.report(
@@ -148,9 +155,13 @@ def exited(step: Step, event: WorkerExited) -> None:
             next=follows,
             delay=delay,
             failures=counted.failures,
+            spawned=isinstance(event, WorkerExited),
         ),
     )
-    _report_failed(step, slot.key, follows)
+    if follows is Next.FAILED:
+        retry = step.models[slot.key.model].policy.retry_failed_after
+        failed = step.slots[slot.key]
+        step.slot_note("error", "worker.failed", failed, failures=failed.failures, retry_in_s=retry)
 
 
 def _count(step: Step, slot: Slot, event: WorkerExited, asked: bool) -> Slot:
@@ -210,13 +221,6 @@ def _rest(step: Step, slot: Slot, phase: Phase, delay: float) -> None:
     )
 
 
-def _report_failed(step: Step, key: SlotKey, follows: Next) -> None:
-    if follows is Next.FAILED:
-        slot = step.slots[key]
-        retry = step.models[key.model].policy.retry_failed_after
-        step.slot_note("error", "worker.failed", slot, failures=slot.failures, retry_in_s=retry)
-
-
 def birth_failed(step: Step, event: BirthFailed) -> None:
     """No process came of a birth. The template's own death or a stop is not held against the slot."""
     slot = present(step, event.key, event.generation)
@@ -226,24 +230,7 @@ def birth_failed(step: Step, event: BirthFailed) -> None:
     asked = slot.phase in (Phase.DRAINING, Phase.STOPPING) and slot.blame is None
     blameless = asked or template is None or template.phase is not TemplatePhase.READY
     failures = slot.failures if blameless else slot.failures + 1
-    counted = replace(slot, failures=failures)
-    since = len(step.actions)
-    follows, delay = _succeed(step, counted, failed=not blameless)
-    step.report(
-        since,
-        ReportWorkerExit(
-            slot.key,
-            slot.generation,
-            reason=event.reason,
-            asked=asked,
-            blame=slot.blame,
-            next=follows,
-            delay=delay,
-            failures=failures,
-            spawned=False,
-        ),
-    )
-    _report_failed(step, slot.key, follows)
+    _succeed_and_report(step, slot, replace(slot, failures=failures), event, asked)
 
 
 def drain(step: Step, slot: Slot) -> None:

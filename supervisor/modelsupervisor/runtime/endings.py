@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from modelworker.scoreboard import Reading
 
 from modelsupervisor.core.actions import Next, ReportWorkerExit
 from modelsupervisor.core.states import Blame
+from modelsupervisor.runtime.messages import Message
+from modelsupervisor.runtime.processes import ExitStatus
 
-if TYPE_CHECKING:
-    from modelsupervisor.runtime.workers import Corpse
+
+@dataclass(frozen=True)
+class Corpse:
+    """What is known of a generation that is gone: `uptime` in seconds since it was asked for, `complaint` its own words where it
+    could not start, `helpers` the number of processes of its session that were killed with it.
+    """
+
+    status: ExitStatus
+    uptime: float
+    reading: Reading
+    complaint: Message | None = None
+    last_words: tuple[bytes, ...] = ()
+    helpers: int = 0
 
 
 def cause_of(action: ReportWorkerExit, corpse: Corpse) -> str:
@@ -22,7 +38,7 @@ def cause_of(action: ReportWorkerExit, corpse: Corpse) -> str:
         return "spawn_failed"
     if action.blame is Blame.START_TIMEOUT:
         return "start_timeout"
-    if corpse.worker.complaint is not None:
+    if corpse.complaint is not None:
         return "start_failed"
     if action.asked:
         return "stopped"
@@ -32,7 +48,7 @@ def cause_of(action: ReportWorkerExit, corpse: Corpse) -> str:
 def reason_of(action: ReportWorkerExit, corpse: Corpse) -> str:
     """The sentence that whoever is woken reads first."""
     reason = action.reason
-    complaint = corpse.worker.complaint
+    complaint = corpse.complaint
     if complaint is not None:
         reason = f"could not start: {complaint.get('error')}"
     elif action.blame is Blame.START_TIMEOUT:
@@ -41,9 +57,9 @@ def reason_of(action: ReportWorkerExit, corpse: Corpse) -> str:
         count = corpse.reading.in_hand
         reason += f" with {count} request{'s' if count > 1 else ''} in hand"
     elif not action.asked and action.spawned:
-        reason += " while idle" if corpse.worker.complaint is None else ""
+        reason += " while idle" if corpse.complaint is None else ""
     if corpse.helpers:
-        count = len(corpse.helpers)
+        count = corpse.helpers
         reason += f"; {count} helper process{'es' if count > 1 else ''} killed with it"
     return reason
 
@@ -53,7 +69,7 @@ def worker_exit_fields(
 ) -> tuple[str, str, dict[str, Any]]:
     """Level, event name and facts of the one event."""
     status, reading = corpse.status, corpse.reading
-    complaint = corpse.worker.complaint
+    complaint = corpse.complaint
     facts: dict[str, Any] = {
         "cause": cause_of(action, corpse),
         "reason": reason_of(action, corpse),

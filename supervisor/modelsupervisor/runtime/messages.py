@@ -9,7 +9,7 @@ from __future__ import annotations
 import array
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -73,6 +73,26 @@ class SupervisorEnd:
         if not self.closed:
             self.closed = True
             self._socket.close()
+
+
+def take_messages(
+    end: SupervisorEnd | None, take: Callable[[Message], None], refuse: Callable[[str], None]
+) -> bool:
+    """Take one turn's worth of messages, and refuse what is none; False once the other side is seen to have closed."""
+    for _ in range(MESSAGES_A_TURN):
+        if end is None or end.closed:
+            break
+        try:
+            message = end.receive()
+        except BadMessage as error:
+            refuse(str(error))
+            continue
+        except Closed:
+            return False
+        if message is None:
+            break
+        take(message)
+    return True
 
 
 def channel_pair() -> tuple[SupervisorEnd, socket.socket]:

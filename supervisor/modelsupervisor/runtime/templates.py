@@ -26,12 +26,10 @@ from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.edge import Edge
 from modelsupervisor.runtime.lines import Line
 from modelsupervisor.runtime.messages import (
-    MESSAGES_A_TURN,
-    BadMessage,
-    Closed,
     Message,
     SupervisorEnd,
     channel_pair,
+    take_messages,
 )
 from modelsupervisor.runtime.place import LEVEL_OF, LastLines, Stream
 from modelsupervisor.runtime.reactor import Rank
@@ -177,21 +175,14 @@ class Templates:
     # -- messages -------------------------------------------------------------------------------------------------
 
     def _on_channel(self, template: TemplateProcess) -> None:
-        for _ in range(MESSAGES_A_TURN):
-            if template.channel is None or template.channel.closed:
-                return
-            try:
-                message = template.channel.receive()
-            except BadMessage as error:
-                self._note(template, "warning", "template.bad_message", reason=str(error))
-                continue
-            except Closed:
-                self._edge.reactor.remove(template.channel.fileno())
-                template.channel.close()
-                return
-            if message is None:
-                return
-            self._on_message(template, message)
+        def refuse(reason: str) -> None:
+            self._note(template, "warning", "template.bad_message", reason=reason)
+
+        channel = template.channel
+        if not take_messages(channel, lambda said: self._on_message(template, said), refuse):
+            assert channel is not None
+            self._edge.reactor.remove(channel.fileno())
+            channel.close()
 
     def _on_message(self, template: TemplateProcess, message: Message) -> None:
         kind = message["kind"]

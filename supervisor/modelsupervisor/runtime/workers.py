@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-from modelworker.scoreboard import Reading
 
 from modelsupervisor.core.actions import Ending, ForkWorker, ReportWorkerExit
 from modelsupervisor.core.events import BirthFailed, WorkerBorn, WorkerExited, WorkerReady
@@ -21,14 +19,12 @@ from modelsupervisor.core.states import SlotKey, TemplateKey
 from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.board import NOTHING, Board
 from modelsupervisor.runtime.edge import Edge, told_event
-from modelsupervisor.runtime.endings import worker_exit_fields
+from modelsupervisor.runtime.endings import Corpse, worker_exit_fields
 from modelsupervisor.runtime.messages import (
-    MESSAGES_A_TURN,
-    BadMessage,
-    Closed,
     Message,
     SupervisorEnd,
     channel_pair,
+    take_messages,
 )
 from modelsupervisor.runtime.reactor import Rank
 from modelsupervisor.runtime.templates import Templates
@@ -48,18 +44,6 @@ class Worker:
     complaint: Message | None = None  # its start_failed
 
 
-@dataclass(frozen=True)
-class Corpse:
-    """What is known of a generation that is gone."""
-
-    worker: Worker
-    status: processes.ExitStatus
-    uptime: float
-    reading: Reading
-    last_words: tuple[bytes, ...] = ()
-    helpers: list[int] = field(default_factory=list)  # of its session, killed with it
-
-
 class Workers:
     """All worker processes by slot."""
 
@@ -67,7 +51,7 @@ class Workers:
         self._edge = edge
         self._templates = templates
         self._present: dict[SlotKey, Worker] = {}
-        self._corpses: dict[tuple[SlotKey, int], Corpse] = {}
+        self._dead: dict[tuple[SlotKey, int], tuple[Worker, Corpse]] = {}
         templates.on_birth = self._on_template_answer
         templates.on_gone = self._on_template_gone
 
@@ -192,9 +176,7 @@ class Workers:
 
     def _fail_birth(self, worker: Worker, reason: str) -> None:
         self._forget(worker)
-        status = processes.ExitStatus()
-        uptime = self._edge.now() - worker.asked_at
-        self._corpses[worker.key, worker.generation] = Corpse(worker, status, uptime, NOTHING)
+        self._keep_unborn(worker)
         self._edge.post(BirthFailed(worker.key, worker.generation, self._edge.now(), reason))
 
     def abandon(self, key: SlotKey, generation: int) -> None:
@@ -202,29 +184,23 @@ class Workers:
         worker = self._present.get(key)
         if worker is not None and worker.generation == generation and worker.pid is None:
             self._forget(worker)
-            uptime = self._edge.now() - worker.asked_at
-            corpse = Corpse(worker, processes.ExitStatus(), uptime, NOTHING)
-            self._corpses[key, generation] = corpse
+            self._keep_unborn(worker)
+
+    def _keep_unborn(self, worker: Worker) -> None:
+        """Keep what there is to say of a birth that nothing came of, until it is reported."""
+        corpse = Corpse(processes.ExitStatus(), self._edge.now() - worker.asked_at, NOTHING)
+        self._dead[worker.key, worker.generation] = worker, corpse
 
     # -- life -----------------------------------------------------------------------------------------------------
 
     def _on_channel(self, worker: Worker) -> None:
-        for _ in range(MESSAGES_A_TURN):
-            if worker.channel is None or worker.channel.closed:
-                return
-            try:
-                message = worker.channel.receive()
-            except BadMessage as error:
-                self._note(worker, "warning", "worker.bad_message", reason=str(error))
-                continue
-            except Closed:
-                self._close_channel(worker)
-                if worker.pid is None and not self._templates.alive(worker.template):
-                    self._fail_birth(worker, "it died while its template did")
-                return
-            if message is None:
-                return
-            self._on_message(worker, message)
+        def refuse(reason: str) -> None:
+            self._note(worker, "warning", "worker.bad_message", reason=reason)
+
+        if not take_messages(worker.channel, lambda said: self._on_message(worker, said), refuse):
+            self._close_channel(worker)
+            if worker.pid is None and not self._templates.alive(worker.template):
+                self._fail_birth(worker, "it died while its template did")
 
     def _on_message(self, worker: Worker, message: Message) -> None:
         kind = message["kind"]
@@ -287,8 +263,10 @@ class Workers:
         processes.reap(worker.pidfd)
         self._forget(worker)
         place.answered_before += reading.requests
-        corpse = Corpse(worker, status, now - worker.asked_at, reading, words, helpers)
-        self._corpses[worker.key, worker.generation] = corpse
+        corpse = Corpse(
+            status, now - worker.asked_at, reading, worker.complaint, words, len(helpers)
+        )
+        self._dead[worker.key, worker.generation] = worker, corpse
         self._edge.post(
             WorkerExited(
                 worker.key,
@@ -333,10 +311,10 @@ class Workers:
 
     def report_exit(self, action: ReportWorkerExit) -> None:
         """The one event of a generation's end, its last output before it."""
-        corpse = self._corpses.pop((action.key, action.generation))
+        worker, corpse = self._dead.pop((action.key, action.generation))
         place = self._edge.places[action.key]
         # The successor may be known by now; these lines are still the dead one's.
-        place.speaker = corpse.worker.generation, corpse.worker.pid
+        place.speaker = worker.generation, worker.pid
         for stream, words in zip(place.streams, corpse.last_words, strict=False):
             stream.finish(words)
         place.speaker = None
@@ -345,4 +323,4 @@ class Workers:
             place.last_exit = dict(facts, generation=action.generation)
             if not action.asked:
                 place.restarts += 1
-        self._note(corpse.worker, level, event, **facts)
+        self._note(worker, level, event, **facts)
