@@ -45,7 +45,7 @@ def init(name: str, directory: str | None) -> int:
 
     target = Path(name if directory is None else directory)
     for path in write_model(target, name):
-        say(click.format_filename(path))
+        say(click.format_filename(target / path.name))
     config, sample = (shlex.quote(str(target / file)) for file in ("workers.ini", "sample.json"))
     say(
         f"\nNext:\n  modelsupervisor start -c {config}\n"
