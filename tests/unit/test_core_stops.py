@@ -69,6 +69,21 @@ def test_a_template_that_does_not_fork_is_hung() -> None:
     assert (death.blame, death.asked, death.next) == (Blame.HUNG, False, Next.RESTART)
 
 
+def test_births_that_wait_for_their_turn_are_not_late() -> None:
+    """While the template bears workers the others wait; ten seconds after the last one it is hung after all."""
+    history = History(workers=3)
+    history.start()
+    history.loaded()
+    history.after(9.0)
+    history.born(0)
+    assert effects(history.after(9.5)) == []
+    history.born(1)
+    assert effects(history.after(9.9)) == []
+    actions = history.after(0.2)
+    assert one(actions, act.SignalTemplate).ending is act.Ending.KILL
+    assert one(actions, act.AbandonBirth).key.index == 2
+
+
 def test_a_retired_template_that_hangs_is_no_busy_loop() -> None:
     """Sent away and hung: SIGKILL comes once, no deadline of its is left, and its end was asked for."""
     history = History.running(2)

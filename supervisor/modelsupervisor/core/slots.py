@@ -102,6 +102,9 @@ def born(step: Step, event: WorkerBorn) -> None:
         return
     slot = replace(slot, born=True, birth_deadline=None)
     step.put(slot)
+    template = step.templates.get(TemplateKey(slot.key.model, slot.template))
+    if template is not None:
+        step.put(replace(template, forked_at=step.now))
     if slot.phase is Phase.STOPPING:
         if step.lost_deadline is None:
             terminate(step, slot)
@@ -278,7 +281,8 @@ def kill(step: Step, slot: Slot, blame: Blame | None = None) -> None:
 def tick(step: Step, slot: Slot) -> None:
     """Carry out what a slot's deadlines ask for at this time."""
     if slot.birth_deadline is not None and slot.birth_deadline <= step.now:
-        _give_up_birth(step, slot)
+        if not _waits_its_turn(step, slot):
+            _give_up_birth(step, slot)
         return
     if slot.deadline is None or slot.deadline > step.now:
         return
@@ -298,6 +302,21 @@ def tick(step: Step, slot: Slot) -> None:
             _abandon(step, slot, "the birth did not come to an end in time")
     else:  # BACKING_OFF, FAILED: the time of the next try
         bear(step, slot)
+
+
+def _waits_its_turn(step: Step, slot: Slot) -> bool:
+    """Put a birth's deadline off while its template bears others: hundreds of births take longer than one may.
+
+    Only the birth itself is looked at here; the start deadline stands.
+    """
+    template = step.templates.get(TemplateKey(slot.key.model, slot.template))
+    if template is None or template.forked_at is None or template.killed:
+        return False
+    later = template.forked_at + FORK_TIMEOUT
+    if later <= step.now or (slot.deadline is not None and slot.deadline <= step.now):
+        return False
+    step.put(replace(slot, birth_deadline=later))
+    return True
 
 
 def _give_up_birth(step: Step, slot: Slot) -> None:

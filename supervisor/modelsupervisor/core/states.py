@@ -135,6 +135,8 @@ class Template:
     phase: TemplatePhase = TemplatePhase.LOADING
     deadline: float | None = None
     ready_at: float | None = None
+    # When it last bore a worker: while it does, births that wait for their turn are not late
+    forked_at: float | None = None
     killed: bool = False
     blame: Blame | None = None
 
