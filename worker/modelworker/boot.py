@@ -1,9 +1,9 @@
-"""From the fork to READY: what a worker does to itself, in order, before it serves.
+"""From heir to READY: what a worker does to itself, in order, once it has its slot and before it serves.
 
-The order is the safety. The death signal is set once the supervisor is the parent, the parent is looked at again after it, and
-no code of the model runs before that. Standard output goes to the slot's FIFOs before anything can print. Foreign descriptors
-are closed before any code of the model runs, so that a sibling's socket held open by mistake cannot keep its clients waiting.
-CPUs and thread counts come before the first use of a pool. READY is a message, and it is sent last.
+The order is the safety. An heir is the supervisor's child and has its death signal set before it is told of a slot (`heir`), so
+that no code of the model ever runs without it. Standard output goes to the slot's FIFOs before anything can print. Foreign
+descriptors are closed before any code of the model runs, so that a sibling's socket held open by mistake cannot keep its clients
+waiting. CPUs and thread counts come before the first use of a pool. READY is a message, and it is sent last.
 """
 
 from __future__ import annotations
