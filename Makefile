@@ -47,6 +47,7 @@ bench: $(VENV)/.installed-test ## measure restarts and round trips
 
 docs: $(VENV)/.installed-run ## write the reference pages that are made from the code
 	$(BIN)/python tools/configuration_page.py --write
+	$(BIN)/python tools/events_page.py --write
 
 clean: ## remove virtual environments, caches and builds
 	rm -rf $(VENV) .venv-3.* build dist supervisor/*.egg-info worker/*.egg-info *.egg-info

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 from modelworker.wire import Parameter, PredictResponse, Request, ResponseReader, encode_predict
 
 from modelsupervisor.control import ControlConnection
+from modelsupervisor.errors import NotRunningError
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 60.0  # seconds for anything that is waited for
@@ -62,26 +63,42 @@ def ask(path: str, frame: bytes) -> PredictResponse | None:
 
 
 def environment() -> dict[str, str]:
-    """The environment of what is measured: importable from the checkout, otherwise ours."""
+    """The environment of what is measured: importable from the checkout, and Python's output as it is by default."""
     paths = os.pathsep.join([str(ROOT / "supervisor"), str(ROOT / "worker"), str(ROOT)])
-    return {**os.environ, "PYTHONPATH": paths}
+    inherited = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return {**inherited, "PYTHONPATH": paths}
 
 
 class Running:
     """A running supervisor."""
 
     def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
+        self.folder = folder
         self.run_dir = folder / "run"
         self._log = folder / "log"
         self.process = process
 
+    def _status(self) -> dict[str, Any]:
+        with ControlConnection.open(str(self.run_dir)) as control:
+            status: dict[str, Any] = control.call("status", timeout=LIMIT)
+        return status
+
     def worker(self, model: str, index: int = 0) -> dict[str, Any]:
         """One worker of the status report."""
-        with ControlConnection.open(str(self.run_dir)) as control:
-            status = control.call("status", timeout=LIMIT)
-        models = {entry["name"]: entry for entry in status["models"]}
+        models = {entry["name"]: entry for entry in self._status()["models"]}
         worker: dict[str, Any] = models[model]["workers"][index]
         return worker
+
+    def wait_ready(self) -> None:
+        """Until every worker is ready, whatever becomes of the log."""
+        deadline = time.monotonic() + LIMIT
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with suppress(NotRunningError):
+                models = self._status()["models"]
+                if all(each["phase"] == "READY" for model in models for each in model["workers"]):
+                    return
+            time.sleep(0.01)
+        raise SystemExit("the supervisor did not become ready")
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The events of a name so far."""
@@ -102,18 +119,28 @@ class Running:
         raise SystemExit(f"no {name}:\n{self._log.read_text(errors='replace')}")
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process of one thread has used, by the scheduler's own account."""
+    with open(f"/proc/{pid}/schedstat", encoding="ascii") as account:
+        return int(account.read().split()[0]) / 1e9
+
+
 @contextmanager
-def supervisor(models: str) -> Iterator[Running]:
-    """A supervisor with these model sections, ready; stopped at the end."""
+def supervisor(models: str, settings: str = "", stdout: int | None = None) -> Iterator[Running]:
+    """A supervisor with these model sections and further settings of its own, ready; stopped at the end.
+
+    Its standard output is the file that `Running.events` reads, or `stdout`.
+    """
     folder = Path(tempfile.mkdtemp(prefix="bench", dir="/tmp"))
     config = folder / "workers.ini"
-    config.write_text(f"[supervisor]\nrun_dir = run\nlog_format = json\n{models}")
+    config.write_text(f"[supervisor]\nrun_dir = run\nlog_format = json\n{settings}{models}")
     command = [sys.executable, "-m", "modelsupervisor", "start", "-c", str(config)]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, env=environment())
+        output = log.fileno() if stdout is None else stdout
+        process = subprocess.Popen(command, stdout=output, env=environment())
     try:
         running = Running(folder, process)
-        running.wait_event("supervisor.ready")
+        running.wait_ready()
         yield running
     finally:
         process.terminate()

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from benchmarks.harness import (
     ROOT,
     Figure,
+    cpu_seconds,
     environment,
     median,
     predict_frame,
@@ -44,11 +45,6 @@ def _trips(connection: socket.socket, frame: bytes, count: int) -> float:
         while left > 0:
             left -= len(recv(65536))
     return count / (time.perf_counter() - begun)
-
-
-def _cpu_seconds(pid: int) -> float:
-    with open(f"/proc/{pid}/schedstat", encoding="ascii") as account:
-        return int(account.read().split()[0]) / 1e9
 
 
 @contextmanager
@@ -88,9 +84,9 @@ def _measure(core: int) -> list[Figure]:
         _trips(served, frame, WARM)
         for _ in range(ROUNDS):
             limit.append(_trips(bare, frame, TRIPS))
-            used = _cpu_seconds(pid)
+            used = cpu_seconds(pid)
             ours.append(_trips(served, frame, TRIPS))
-            costs.append(1e6 * (_cpu_seconds(pid) - used) / TRIPS)
+            costs.append(1e6 * (cpu_seconds(pid) - used) / TRIPS)
     ratio = median(ours) / median(limit)
     thousands = [rate / 1000 for rate in ours]
     return [

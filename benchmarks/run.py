@@ -10,12 +10,13 @@ import platform
 import sys
 from collections.abc import Callable
 
-from benchmarks import restart, roundtrip
+from benchmarks import capture, restart, roundtrip
 from benchmarks.harness import Figure
 
 MEASUREMENTS: dict[str, Callable[[], list[Figure]]] = {
     "restart": restart.measure,
     "roundtrip": roundtrip.measure,
+    "capture": capture.measure,
 }
 
 

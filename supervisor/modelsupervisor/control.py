@@ -21,8 +21,8 @@ import os
 import select
 import socket
 import time
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -84,6 +84,19 @@ class RestartArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str
     index: int | None = None
+
+
+class LogsArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`logs`: the newest `lines` events of a worker, of a model, or of everything; with `follow` also those to come.
+
+    The answer is `{"streaming": true}`; after it the connection carries events, as they stand in the log, one a line, until it is
+    closed.
+    """
+
+    model: str | None = None
+    index: int | None = None
+    lines: Annotated[int, msgspec.Meta(ge=0)] = 100
+    follow: bool = False
 
 
 class NoArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -240,6 +253,24 @@ class ControlConnection:
         if reply.id != request.id or not reply.ok or reply.result is msgspec.UNSET:
             raise ControlError(FAILED, "the supervisor's answer does not belong to what was asked")
         return reply.result
+
+    def events(self) -> Iterator[bytes]:
+        """The JSON lines of the events that the supervisor sends after the answer to `logs`, until it closes; waits for each."""
+        while True:
+            line = self._lines.next_line()
+            if line is not None:
+                yield line
+                continue
+            self._wait(select.POLLIN, None)
+            try:
+                chunk = self._sock.recv(65536)
+            except BlockingIOError:
+                continue
+            except ConnectionError:
+                return
+            if not chunk:
+                return
+            self._lines.feed(chunk)
 
     def wait_closed(self, timeout: float | None) -> bool:
         """True once the supervisor is gone, False when it is still there after `timeout` seconds

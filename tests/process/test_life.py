@@ -346,8 +346,8 @@ def test_a_scribbled_scoreboard_record_is_read_without_harm(running: Running) ->
 
 
 def test_garbage_on_the_channel_is_reported_and_costs_nobody_anything(running: Running) -> None:
-    """What is no message is a worker.bad_message each; an event cannot forge its identity; the worker serves on."""
-    instance = running("forged")
+    """What is no message is a worker.bad_message each; no event can be forged; the worker serves on."""
+    instance = running()
     pid = instance.worker()["pid"]
     bad = [
         "no JSON",
@@ -361,15 +361,18 @@ def test_garbage_on_the_channel_is_reported_and_costs_nobody_anything(running: R
         "\xff\xfe",
         "x" * 65536,
     ]
-    fields = '{"pid": 1, "worker": 7, "seq": 0, "timestamp": "never", "fact": "\\ud800"}'
-    forged = f'{{"kind": "event", "level": "error", "event": "forged", "fields": {fields}}}'
+    forged = [
+        '{"kind": "event", "level": "error", "event": "forged", "fields": {"fact": "\\ud800"}}',
+        '{"kind": "event", "level": "info", "event": "supervisor.stopped", "fields": {"code": 0}}',
+        '{"kind": "event", "level": "warning", "event": "metrics.lost", "fields": {"error": "", "pid": 1}}',
+    ]
+    genuine = '{"kind": "event", "level": "warning", "event": "metrics.lost", "fields": {"error": "\\ud800"}}'
     again = '{"kind": "ready", "facts": {"pid": 1}}'
-    ask(instance, "babble", messages=[*bad, forged, again])
-    event = instance.wait_event("forged")
+    ask(instance, "babble", messages=[*bad, *forged, genuine, again])
+    event = instance.wait_event("metrics.lost")
     assert (event["pid"], event["worker"], event["model"]) == (pid, 0, "echo")
-    assert event["timestamp"] != "never"
     said = instance.events("worker.bad_message")
-    assert len(said) == len(bad)
+    assert len(said) == len(bad) + len(forged)
     assert {each["pid"] for each in said} == {pid}
     worker = instance.worker()
     assert (worker["pid"], worker["phase"], worker["generation"]) == (pid, "READY", 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from modelsupervisor.runtime.place import LAST_LINES
+from modelsupervisor.runtime.streams import LAST_LINES
 from support.faults import Caller, ask, crash, facts, kill_worker, ready, request, template_pid
 from support.instance import Event, Instance, state_of, wait_for
 

@@ -20,6 +20,7 @@ from modelsupervisor.runtime.signals import UNUSED_SIGNALS
 from support.instance import Instance, environment, wait_for
 from support.moments import lock_text
 from support.peers import ask, dial, order_frame, read_predict
+from support.schema import check
 from support.terminal import Terminal
 
 Make = Callable[..., Instance]
@@ -144,7 +145,7 @@ def test_json_on_a_terminal_where_it_is_asked_for(terminal: Terminal) -> None:
     terminal.wait_text('"event":"supervisor.ready"')
     assert b"\x1b" not in terminal.shown
     for line in terminal.text.splitlines():
-        json.loads(line)
+        check(json.loads(line))
 
 
 def test_console_in_a_file_where_it_is_asked_for(instance: Make) -> None:
@@ -236,7 +237,10 @@ class Piped:
         chunks = []
         while chunk := os.read(self.reading, 65536):
             chunks.append(chunk)
-        return [json.loads(line) for line in b"".join(chunks).splitlines()]
+        events = [json.loads(line) for line in b"".join(chunks).splitlines()]
+        for event in events:
+            check(event)
+        return events
 
 
 @pytest.fixture

@@ -353,23 +353,19 @@ ODD = (
 
 
 def test_a_worker_that_lies_to_its_supervisor(echo: Instance) -> None:
-    """What a handler writes to the supervisor's descriptor is no harm: told as a bad message, or logged with our own envelope."""
+    """What a handler writes to the supervisor's descriptor is no harm: it is told as a bad message, each of it."""
     channel = channel_of(echo.worker()["pid"])
     with dial(echo.socket()) as peer:
         for lie in LIES:
             peer.sendall(order_frame(do="write", fd=channel, text=lie))
             assert read_predict(peer).items[0].body == b"done"
         for fields in ODD:
-            told = (
-                f'{{"kind": "event", "level": "info", "event": "worker.odd", "fields": {fields}}}'
-            )
+            told = f'{{"kind": "event", "level": "warning", "event": "metrics.lost", "fields": {fields}}}'
             peer.sendall(order_frame(do="write", fd=channel, text=told))
             assert read_predict(peer).items[0].body == b"done"
-    first = echo.wait_event("worker.odd", count=1)
-    second = echo.wait_event("worker.odd", count=2)
-    assert (first["self"], first["method_name"], first["generation"]) == (1, 6, 1)
-    assert second["huge"] == 123456789012345678901234567890
-    assert len(echo.events("worker.bad_message")) >= 8
+    ready_again = sum('"ready"' in lie for lie in LIES)  # harmless, and no lie
+    echo.wait_event("worker.bad_message", count=len(LIES) - ready_again + len(ODD))
+    assert echo.events("metrics.lost") == []
     assert echo.status()["models"][0]["workers"][0]["phase"] == "READY"
 
 

@@ -23,6 +23,7 @@ from modelsupervisor.core.states import (
     TemplateKey,
     TemplatePhase,
 )
+from support.schema import check_words
 
 CLOSE = 1e-6  # seconds; sums of floating point times
 
@@ -171,6 +172,8 @@ class Kernel:
             case act.Answer():
                 assert action.command in self.pending, "an answer nobody waits for"
                 del self.pending[action.command]
+            case act.Note():
+                check_words(action.level, action.event, dict(action.fields))
             case act.Exit():
                 self.exits.append(action.code)
 

@@ -33,6 +33,7 @@ from modelsupervisor.core.states import (
     TemplatePhase,
     Wanted,
 )
+from support.schema import check_words
 
 NOW = 1000.0
 PAST, SOON = NOW - 1.0, NOW + 5.0
@@ -277,6 +278,9 @@ def check_answer(
     if isinstance(event, ev.Tick):
         due = next_deadline(then)
         assert due is None or due > event.now, "a deadline in the past twice running"
+    for note in actions:
+        if isinstance(note, act.Note):
+            check_words(note.level, note.event, dict(note.fields))
     answers = [a.command for a in actions if isinstance(a, act.Answer)]
     assert len(answers) == len(set(answers))
     if isinstance(event, (ev.RestartModelRequested, ev.RestartSlotRequested)):

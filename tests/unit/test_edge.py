@@ -1,4 +1,4 @@
-"""What a worker says is logged under names that are names."""
+"""What a worker says is logged where it is what workers say."""
 
 from __future__ import annotations
 
@@ -22,25 +22,32 @@ def told(message: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     return made
 
 
+FACTS = {"error": "RuntimeError: no text"}
+
+
 def test_an_event_keeps_its_facts_and_gets_our_identity() -> None:
     """Level, name and facts are the worker's, who it is is ours."""
-    fields = {"code": 503, "pid": 1, "seq": 9, "level": "x"}
-    message = {"level": "error", "event": "request.failed", "fields": fields}
-    assert told(message) == [("error", "request.failed", {"model": "m", "pid": 7, "code": 503})]
+    message = {"level": "warning", "event": "metrics.lost", "fields": FACTS}
+    assert told(message) == [("warning", "metrics.lost", {"model": "m", "pid": 7, **FACTS})]
 
 
 @pytest.mark.parametrize(
     "message",
     [
         {},
-        {"level": "loud", "event": "a", "fields": {}},
-        {"level": "info", "event": "\x1b[2Jgone", "fields": {}},
-        {"level": "info", "event": "a" * 65, "fields": {}},
-        {"level": "info", "event": "a", "fields": {"\x1b[31mred": 1}},
-        {"level": "info", "event": "a", "fields": ["no", "facts"]},
+        {"level": "loud", "event": "metrics.lost", "fields": FACTS},
+        {"level": "warning", "event": "metrics.lost", "fields": ["no", "facts"]},
+        {"level": "warning", "event": "metrics.lost", "fields": {}},
+        {"level": "warning", "event": "metrics.lost", "fields": {**FACTS, "pid": 1}},
+        {"level": "warning", "event": "metrics.lost", "fields": {**FACTS, "\x1b[31mred": 1}},
+        {"level": "warning", "event": "\x1b[2Jgone", "fields": FACTS},
+        {"level": "info", "event": "worker.exited", "fields": {}},
+        {"level": "info", "event": [], "fields": {}},
     ],
 )
-def test_what_is_no_event_is_reported_as_such(message: dict[str, Any]) -> None:
-    """Names with power over a terminal, or without end, are not logged."""
-    ((level, event, _),) = told(message)
+def test_what_no_worker_sends_is_reported_as_such(message: dict[str, Any]) -> None:
+    """An event of the supervisor's own, an unknown one, or one with other facts than the catalogue has: none can be forged."""
+    ((level, event, facts),) = told(message)
     assert (level, event) == ("warning", "worker.bad_message")
+    assert "\x1b" not in facts["reason"]
+    assert (facts["model"], facts["pid"]) == ("m", 7)

@@ -4,67 +4,69 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
+import re
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from modelsupervisor.runtime.journal import Journal
-from modelsupervisor.runtime.sink import BUFFER, StdoutSink
+from modelsupervisor.log.console import Console
+from modelsupervisor.log.journal import Journal, timestamp
+from modelsupervisor.log.outlet import Outlet, Said
+from modelsupervisor.log.ring import Rings
+from support.schema import check
+from support.sinks import EVERYTHING, ScriptedPort
 
 
 class Log:
-    """A journal and what it wrote."""
+    """A journal with one sink, and what that took."""
 
-    def __init__(self, *, level: str = "info", console: bool = False, colors: bool = False) -> None:
-        self.reading, writing = os.pipe()
-        self.sink = StdoutSink(writing)
-        self.sink.open()
-        self._writing = writing
-        self.journal = Journal(self.sink, level=level, console=console, colors=colors)
+    def __init__(self, *, level: str = "info", console: bool = False, limit: int = 1 << 20) -> None:
+        self.port = ScriptedPort()
+        self.outlet = Outlet("stdout", self.port, limit)
+        if console:
+            self.outlet = Outlet("stdout", self.port, limit, Console(colors=False).encode)
+        self.journal = Journal(level, Rings(1 << 20))
+        self.journal.outlets.append(self.outlet)
 
     def text(self) -> str:
         """Everything that was written so far."""
-        self.sink.put(b"\0", reserved=True)
-        chunks = b""
-        while not chunks.endswith(b"\0"):
-            self.sink.flush()
-            chunks += os.read(self.reading, 65536)
-        return chunks[:-1].decode()
+        while self.outlet.backlog:
+            self.outlet.flush(0.0)
+        return self.port.taken.decode()
 
     def events(self) -> list[dict[str, Any]]:
         """The same, as events."""
         return [json.loads(line) for line in self.text().split("\n") if line]
 
-    def close(self) -> None:
-        """Let the descriptors go."""
-        self.sink.close()
-        os.close(self.reading)
-        os.close(self._writing)
+
+# The envelope --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def log() -> Iterator[Log]:
-    """A journal in JSON."""
-    made = Log()
-    yield made
-    made.close()
-
-
-def test_the_envelope_comes_first_and_in_order(log: Log) -> None:
+def test_the_envelope_comes_first_and_in_order() -> None:
     """timestamp, level, event, seq, model, worker, pid, generation, then the facts; what does not apply is not there."""
+    log = Log()
     log.journal.emit("info", "worker.ready", start_s=1.5, pid=7, generation=2, worker=0, model="a")
     log.journal.emit("error", "supervisor.fault", pid=None, why=None)
     first, second = log.events()
     assert list(first) == [
         *("timestamp", "level", "event", "seq", "model", "worker", "pid", "generation", "start_s"),
     ]
-    assert first["timestamp"].endswith("Z")
     assert list(second) == ["timestamp", "level", "event", "seq", "why"]
     assert second["why"] is None
+    assert [first["level"], second["level"]] == ["info", "error"]
+
+
+def test_one_form_of_time() -> None:
+    """Events and the lines of workers have the same: UTC, microseconds, and it is now."""
+    log = Log()
+    log.journal.emit("info", "a.b")
+    for made in (log.events()[0]["timestamp"], timestamp()):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z", made)
+        then = datetime.fromisoformat(made.replace("Z", "+00:00"))
+        assert abs(datetime.now(timezone.utc) - then) < timedelta(minutes=1)
 
 
 def test_below_the_level_nothing_is_made() -> None:
@@ -75,32 +77,107 @@ def test_below_the_level_nothing_is_made() -> None:
     log.journal.emit("debug", "a.d")
     log.journal.emit("error", "a.e")
     assert [(event["event"], event["seq"]) for event in log.events()] == [("a.c", 1), ("a.e", 2)]
-    log.close()
+    shown = [log.journal.shows(level) for level in ("debug", "info", "warning", "error")]
+    assert shown == [False, False, True, True]
 
 
-def test_dropped_lines_are_told_and_are_the_gap(log: Log) -> None:
-    """When there is room again `log.dropped` says how many; the gap in seq is as large."""
-    log.journal.emit("info", "worker.output", line="x" * (BUFFER - 1000))
-    for _ in range(5):
-        log.journal.emit("info", "worker.output", line="x" * 2000)
-    log.journal.emit("info", "worker.ready")  # has its reserved room
-    text = ""
-    while log.sink.backlog:
-        log.sink.flush()
-        text += os.read(log.reading, 1 << 20).decode()
-    log.journal.tell_dropped()
+# Blocks of lines -----------------------------------------------------------------------------------------------------
+
+
+def rendered(count: int, given: list[int]) -> Any:
+    """A rendering of so many events, which notes the number that it was given."""
+
+    def render(first: int) -> bytes:
+        given.append(first)
+        return b"".join(b'{"event":"x","seq":%d}\n' % each for each in range(first, first + count))
+
+    return render
+
+
+def test_a_block_takes_as_many_numbers_as_it_has_events() -> None:
+    """It is rendered once, with the number of its first event, and is of its stream in the sink's account."""
+    log, given = Log(), list[int]()
     log.journal.emit("info", "a.b")
-    text += log.text()
-    events = [json.loads(line) for line in text.splitlines()]
-    assert [event["event"] for event in events] == [
-        "worker.output",
-        "worker.ready",
-        "log.dropped",
-        "a.b",
-    ]
-    assert [event["seq"] for event in events] == [1, 7, 8, 9]
-    assert (events[2]["lines"], events[2]["sink"]) == (5, "stdout")
+    log.journal.emit_block(("digits", 0), "digits/0 stdout", 3, rendered(3, given))
+    log.journal.emit("info", "a.c")
+    assert given == [2]
+    assert [event["seq"] for event in log.events()] == [1, 2, 3, 4, 5]
+    assert log.journal.seq == 5
+    assert log.outlet.buffer.tallies["digits/0 stdout"].logged == 3
 
+
+def test_every_sink_gets_everything() -> None:
+    """Events as well as blocks, in the same order; one that is added later has what comes from then on."""
+    log = Log()
+    late = Outlet("file", ScriptedPort(), 1000)
+    log.journal.emit("info", "a.b")
+    log.journal.outlets.append(late)
+    log.journal.emit_block(("digits", 0), "s", 2, rendered(2, []))
+    log.journal.emit("info", "a.c")
+    late.flush(0.0)
+    assert isinstance(late.port, ScriptedPort)
+    assert [event["seq"] for event in late.port.events()] == [2, 3, 4]
+    assert [event["seq"] for event in log.events()] == [1, 2, 3, 4]
+
+
+def test_the_newest_events() -> None:
+    """Are those that the rings hold, an event under the model and worker that it names."""
+    log = Log()
+    journal = log.journal
+    journal.emit("info", "supervisor.ready")
+    journal.emit("info", "worker.ready", model="digits", worker=0)
+    journal.emit("info", "template.ready", model="digits")
+    journal.emit_block(("digits", 1), "s", 2, rendered(2, []))
+
+    def seqs(*which: Any) -> list[int]:
+        return [json.loads(line)["seq"] for line in journal.newest(*which)]
+
+    assert seqs(100, None, None) == [1, 2, 3, 4, 5]
+    assert seqs(2, None, None) == [4, 5]
+    assert seqs(100, "digits", None) == [2, 3, 4, 5]
+    assert seqs(100, "digits", 0) == [2]
+    assert seqs(100, "digits", 1) == [4, 5]
+
+
+# What sinks say ------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_sink_says_is_an_event() -> None:
+    """With the identity of the supervisor; said once; also what a sink says because of another's event."""
+    log = Log()
+    small = Outlet("file", ScriptedPort(0), 1)
+    small.buffer.reserved = 0
+    log.journal.outlets.append(small)
+    log.outlet.said.append(Said("warning", "log.failed", {"sink": "stdout", "reason": "x"}))
+    log.journal.tell_of_outlets(pid=7)
+    log.journal.tell_of_outlets(pid=7)
+    told = [(event["event"], event["sink"], event["pid"]) for event in log.events()]
+    assert told == [("log.failed", "stdout", 7), ("log.stalled", "file", 7)]
+
+
+def test_dropped_lines_are_told_and_are_the_gap() -> None:
+    """When there is room again `log.dropped` says how many and of which stream; the gap in seq is as large."""
+    log = Log(limit=4000)
+    log.port.room = 0
+    for _ in range(7):
+        log.journal.emit_block(("digits", 0), "digits/0 stdout", 50, rendered(50, []))
+    log.journal.emit("info", "worker.ready")  # has its reserved room
+    log.port.room = EVERYTHING
+    log.outlet.flush(0.0)
+    log.journal.tell_of_outlets(pid=7)
+    log.journal.emit("info", "a.b")
+    events = [event for event in log.events() if event["event"] != "x"]
+    names = [event["event"] for event in events]
+    assert names == ["worker.ready", "log.stalled", "log.resumed", "log.dropped", "a.b"]
+    for event in events[1:4]:
+        check(event)
+    dropped = events[3]
+    written = log.events()
+    assert dropped["lines"] == written[-1]["seq"] - len(written) > 0
+    assert dropped["streams"] == {"digits/0 stdout": dropped["lines"]}
+
+
+# Facts that a worker made up -----------------------------------------------------------------------------------------
 
 _FACTS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -110,34 +187,36 @@ _FACTS = st.recursive(
 _NAMES = st.text(max_size=8) | st.sampled_from(
     [
         *("self", "event", "level", "seq", "timestamp", "method_name", "facts", "logger", "name"),
-        *(
-            "exc_info",
-            "exception",
-            "stack",
-            "stack_info",
-            "traceback",
-            "last_lines",
-            "positional_args",
-        ),
+        *("exc_info", "exception", "stack", "stack_info", "traceback", "last_lines"),
         *("model", "worker", "pid", "_record", "_from_structlog", "logger_name"),
+        *("positional_args", "line", "kind"),
     ]
 )
 
 
 @pytest.mark.parametrize("console", [False, True])
 @given(facts=st.dictionaries(_NAMES, _FACTS, max_size=4))
+@example(facts={"model": "m", "worker": [0]})
+@example(facts={"model": [0], "worker": 0})
 def test_any_facts_are_borne(console: bool, facts: dict[str, Any]) -> None:
     """A worker's words are names and values as it likes: an event comes of them, and the envelope is ours."""
     log = Log(console=console)
-    try:
-        log.journal.emit("info", "worker.told", **facts)
-        if console:
-            assert "worker.told" in log.text()
-        else:
-            (event,) = log.events()
-            assert (event["event"], event["level"], event["seq"]) == ("worker.told", "info", 1)
-    finally:
-        log.close()
+    log.journal.emit("info", "worker.told", **facts)
+    (kept,) = log.journal.newest(10, None, None)
+    event = json.loads(kept)
+    assert (event["event"], event["level"], event["seq"]) == ("worker.told", "info", 1)
+    assert "worker.told" in log.text() if console else log.events() == [event]
+
+
+def test_a_fact_with_a_name_of_ours() -> None:
+    """Gets an underscore behind it."""
+    log = Log()
+    log.journal.emit("info", "a.b", seq=9, level="loud", timestamp="now", stack="s")
+    (event,) = log.events()
+    assert [event[f"{name}_"] for name in ("seq", "level", "timestamp", "stack")] == [
+        *(9, "loud", "now", "s"),
+    ]
+    assert (event["seq"], event["level"]) == (1, "info")
 
 
 def nested(depth: int) -> list[Any]:
@@ -154,36 +233,15 @@ def test_facts_that_are_nested_too_deep(console: bool) -> None:
     log = Log(console=console)
     log.journal.emit("info", "worker.told", deep=nested(700), huge=10**400, text="\udcff")
     assert "worker.told" in log.text()
-    log.close()
 
 
-def test_the_progress_line() -> None:
-    """It is drawn once for each state, goes for a log line and comes back below it, and is taken away at the end."""
-    log = Log(console=True, colors=True)
-    log.journal.progress("starting: 0 of 1")
-    log.journal.progress("starting: 0 of 1")
-    log.journal.emit("info", "a.b")
-    log.journal.progress("")
-    log.journal.emit("info", "a.c")
-    text = log.text()
-    assert text.count("starting: 0 of 1") == 2
-    first, second = text.split("\n")[:2]
-    assert "a.b" in first.rpartition("\x1b[2K")[2]
-    assert "starting" not in second.rpartition("\x1b[2K")[2] and "a.c" in second
-    log.close()
-
-
-@pytest.mark.parametrize(("console", "colors"), [(False, False), (True, False)])
-def test_no_progress_line_without_a_terminal(console: bool, colors: bool) -> None:
-    """Nor where colours are not wanted."""
-    log = Log(console=console, colors=colors)
-    log.journal.progress("starting")
-    assert log.text() == ""
-    log.close()
-
-
-def test_a_path_that_is_no_utf_8(log: Log, tmp_path: Path) -> None:
-    """It comes out escaped, on one line."""
+def test_a_path_that_is_no_utf_8() -> None:
+    """It comes out escaped, on one line, and its event has its place among the newest all the same."""
+    log = Log()
+    log.journal.emit("info", "a.a", model="m", worker=0)
     log.journal.emit("info", "a.b", path=os.fsdecode(b"/\xff\xfe"), lines=["\udcff", "ok"])
-    (event,) = log.events()
+    log.journal.emit("info", "a.c", model="m", worker=0)
+    _, event, _ = log.events()
     assert os.fsencode(event["path"]) == b"/\xff\xfe"
+    newest = [json.loads(line)["event"] for line in log.journal.newest(10, None, None)]
+    assert newest == ["a.a", "a.b", "a.c"]

@@ -33,6 +33,8 @@ from modelworker.wire import (
     encode_predict,
 )
 
+from modelsupervisor.log.catalogue import objection
+
 LIMIT = 30.0  # for anything that must happen; a healthy machine needs milliseconds
 WORKER = str(Path(__file__).parents[2] / "worker")
 
@@ -150,6 +152,7 @@ class Worker:
         message = next(each for each in self.seen if each.get("event") == name)
         self.seen.remove(message)
         fields: dict[str, Any] = message["fields"]
+        assert objection(message["level"], name, fields) is None
         return {"level": message["level"], **fields}
 
     def ended(self) -> int | None:

@@ -45,7 +45,10 @@ _COMMANDS = {
         "Say what a configuration file means, or everything that is wrong with it.",
     ),
     "init": _Place("files", "init", "Make a model of your own that runs as it is."),
-    "status": _Place("status", "status", "Show models and workers."),
+    "status": _Place(
+        "status", "status", "Show models and workers, or tell the story of one's last crash."
+    ),
+    "logs": _Place("logs", "logs", "Print the newest events and lines of output, or follow them."),
     "stop": _Place(
         "lifecycle", "stop", "Stop the supervisor, gracefully, and wait until it is gone."
     ),
@@ -82,8 +85,8 @@ class _Commands(click.Group):
 def commands() -> None:
     """Runs inference models in supervised, preforked worker processes.
 
-    status, stop, restart and predict find the supervisor by -c FILE (the file it was started from),
-    else by --run-dir, else where one runs by default.
+    status, logs, stop, restart and predict find the supervisor by -c FILE (the file it was started
+    from), else by --run-dir, else where one runs by default.
     """
 
 
@@ -125,7 +128,7 @@ class OutputError(ModelSupervisorError):
     """What a command had to say could not be written (a full disk under `> file`)."""
 
 
-def say(message: str, *, newline: bool = True) -> None:
+def say(message: str | bytes, *, newline: bool = True) -> None:
     """Output of a command, on stdout; OutputError where it cannot be written."""
     try:
         click.echo(message, nl=newline)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 
 import click
 
 from modelsupervisor.cli import say
 from modelsupervisor.cli.instance import connect, find_instance, instance_options
+from modelsupervisor.cli.target import parse_target
 from modelsupervisor.control import ANSWER_TIMEOUT, CLOSED, TIMEOUT
 from modelsupervisor.errors import EXIT_OK, ControlError
 from modelsupervisor.paths import resolve_run_dir
-
-_MODEL_OR_WORKER = re.compile(r"(?P<model>[^/]+)(?:/(?P<index>[0-9]{1,9}))?")
 
 
 @click.command()
@@ -80,12 +78,9 @@ def stop(config: str | None, run_dir: str | None, timeout: float | None) -> int:
 def restart(target: str, config: str | None, run_dir: str | None, timeout: float | None) -> int:
     """Load MODEL anew and replace all its workers, or replace only its worker N; wait until that
     is done."""
-    match = _MODEL_OR_WORKER.fullmatch(target)
-    if match is None:
-        raise click.UsageError(f"{target!r} is neither MODEL nor MODEL/N")
-    index = None if match["index"] is None else int(match["index"])
+    asked = parse_target(target).arguments()
     with connect(find_instance(config, run_dir)) as control:
-        result = control.call("restart", {"model": match["model"], "index": index}, timeout)
+        result = control.call("restart", asked, timeout)
     for worker in result["workers"]:
         say(
             f"{result['model']}/{worker['index']}\t"

@@ -17,7 +17,7 @@ import msgspec
 
 from modelsupervisor.cli import complain, say
 from modelsupervisor.cli.instance import connect, find_instance, instance_options
-from modelsupervisor.cli.render import one_line
+from modelsupervisor.cli.terminal import one_line
 from modelsupervisor.client import Client
 from modelsupervisor.errors import EXIT_FAILED, EXIT_OK, ClientError
 from modelsupervisor.prediction import LARGEST_BODY, OCTETS, Prediction

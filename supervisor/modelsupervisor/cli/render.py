@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from modelsupervisor.cli.terminal import one_line
 from modelsupervisor.control import FAILED
 from modelsupervisor.errors import ControlError
 
@@ -32,14 +33,33 @@ _STYLES = {
 }
 
 
+class Successor(msgspec.Struct, frozen=True):
+    """The first process that was READY after a crash; `at` is when."""
+
+    generation: int | None = None
+    pid: int | None = None
+    at: str = ""
+
+
 class LastExit(msgspec.Struct, frozen=True):
-    """How the previous process of a slot ended."""
+    """How a process of a slot ended, and what came of it. `uptime_s` and `retry_in_s` in seconds; `at` in ISO 8601."""
 
     cause: str = ""
     reason: str = ""
     code: int | None = None
     signal: int | str | None = None
     uptime_s: float | None = None
+    generation: int | None = None
+    pid: int | None = None
+    requests: int | None = None
+    in_hand: list[str] = []
+    next: str = ""
+    retry_in_s: float | None = None
+    failures: int = 0
+    last_lines: list[str] = []
+    at: str = ""
+    traceback: str | None = None
+    successor: Successor | None = None
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -57,6 +77,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     requests: int | None = None
     restarts: int | None = None
     last_exit: LastExit | None = None
+    last_crash: LastExit | None = None
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
@@ -76,11 +97,34 @@ class SupervisorStatus(msgspec.Struct, frozen=True):
     run_dir: str = ""
 
 
+class StreamTally(msgspec.Struct, frozen=True):
+    """What became of the events of one stream in one sink."""
+
+    dropped: int = 0
+
+
+class SinkStatus(msgspec.Struct, frozen=True):
+    """One sink of the log."""
+
+    name: str
+    path: str | None = None
+    state: str = "open"
+    reason: str | None = None
+    streams: dict[str, StreamTally] = {}
+
+
+class LogStatus(msgspec.Struct, frozen=True):
+    """The log."""
+
+    sinks: list[SinkStatus] = []
+
+
 class Status(msgspec.Struct, frozen=True):
     """The result of the command `status`, as far as it is shown."""
 
     supervisor: SupervisorStatus
     models: list[ModelStatus] = []
+    log: LogStatus = LogStatus()
 
 
 def read_status(result: object) -> Status:
@@ -97,7 +141,8 @@ def status_view(status: Status, width: int) -> RenderableType:
     """The whole status for a terminal of `width` columns.
 
     One row a worker, in the supervisor's order. Where the table has no room for how the previous
-    processes ended, that follows below it: a terminal of 80 columns shows all numbers uncut.
+    processes ended, that follows below it: a terminal of 80 columns shows all numbers uncut. Below
+    it too: every sink of the log that is in trouble, or misses events.
     """
     from rich.console import Group
     from rich.text import Text
@@ -106,14 +151,15 @@ def status_view(status: Status, width: int) -> RenderableType:
         (f"{model.name}/{each.index}", each) for model in status.models for each in model.workers
     ]
     headline = Text(headline_words(status.supervisor), style="bold")
-    if width >= _WIDE:
-        return Group(headline, "", _table(workers, with_exits=True))
-    exits = [
-        Text(f"last exit of {name}: {exit_words(worker.last_exit)}")
-        for name, worker in workers
-        if worker.last_exit is not None
-    ]
-    return Group(headline, "", _table(workers, with_exits=False), *([""] if exits else []), *exits)
+    notes = [Text(words, style="yellow") for words in map(sink_words, status.log.sinks) if words]
+    wide = width >= _WIDE
+    if not wide:
+        notes[:0] = [
+            Text(f"last exit of {name}: {exit_words(worker.last_exit)}")
+            for name, worker in workers
+            if worker.last_exit is not None
+        ]
+    return Group(headline, "", _table(workers, with_exits=wide), *([""] if notes else []), *notes)
 
 
 def _table(workers: list[tuple[str, WorkerStatus]], *, with_exits: bool) -> Table:
@@ -152,7 +198,7 @@ def _cells(worker: WorkerStatus) -> list[str]:
 
 def headline_words(supervisor: SupervisorStatus) -> str:
     """The supervisor in one line."""
-    return (
+    return one_line(
         f"modelsupervisor {supervisor.version}, pid {_shown(supervisor.pid)}, "
         f"up {duration_words(supervisor.uptime_s)}, {supervisor.config}, in {supervisor.run_dir}"
     )
@@ -163,25 +209,41 @@ def phase_words(worker: WorkerStatus) -> str:
     return f"{worker.phase} {worker.wanted}" if worker.wanted != "up" else worker.phase
 
 
+def sink_words(sink: SinkStatus) -> str:
+    """What is wrong with a sink: "log: stdout is stalled (it does not take what is written), 120
+    events dropped"; empty where nothing is and nothing was."""
+    dropped = sum(tally.dropped for tally in sink.streams.values())
+    if sink.state == "open" and not dropped:
+        return ""
+    words = f"log: {sink.name}" + (f" {sink.path}" if sink.path else "") + f" is {sink.state}"
+    if sink.reason:
+        words += f" ({sink.reason})"
+    if dropped:
+        words += f", {dropped} event{'s' if dropped > 1 else ''} dropped"
+    return one_line(words)
+
+
 def exit_words(last: LastExit | None) -> str:
     """How the previous process ended: "killed by SIGKILL with 1 request in hand, after 12 s"."""
     if last is None:
         return NOTHING
-    words = last.reason or _ending(last)
+    words = one_line(last.reason or ending_words(last))
     if last.uptime_s is not None:
         words += f", after {duration_words(last.uptime_s)}"
     return words
 
 
-def _ending(last: LastExit) -> str:
+def ending_words(last: LastExit) -> str:
+    """What the kernel said of an end."""
     if last.signal is not None:
-        return f"killed by {_signal_name(last.signal)}"
+        return f"killed by {signal_words(last.signal)}"
     if last.code is not None:
         return f"exit code {last.code}"
     return last.cause or "unknown"
 
 
-def _signal_name(number: int | str) -> str:
+def signal_words(number: int | str) -> str:
+    """A signal by its name."""
     if isinstance(number, str):
         return number
     try:
@@ -231,9 +293,3 @@ def duration_words(seconds: float | None) -> str:
 
 def _shown(value: int | str | None) -> str:
     return NOTHING if value is None else str(value)
-
-
-def one_line(text: str) -> str:
-    """`text` as one line that a terminal shows as it is: a model's answer must not move the
-    cursor or break the columns."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -17,6 +17,7 @@ from modelsupervisor.config.paths import (
     file_path,
     folder_path,
     handler_name,
+    log_path,
     place_path,
 )
 from modelsupervisor.config.values import ValueType
@@ -66,7 +67,29 @@ SUPERVISOR_KEYS: tuple[Key, ...] = (
         "log_level",
         values.choice("debug", "info", "warning", "error"),
         "info",
-        "Events below this level are not written.",
+        "Events below this level are not made.",
+    ),
+    Key(
+        "log_to",
+        values.destinations("stdout", "journal"),
+        "auto",
+        "Where the log goes beside log_file: stdout, journal (journald's own protocol, with fields), "
+        "both, or none; auto is the journal where standard output is connected to it, else stdout.",
+    ),
+    Key(
+        "log_file",
+        log_path(),
+        None,
+        "A file that the events are appended to as JSON, made 0640 where it is missing; SIGUSR1 "
+        "has it opened anew.",
+        unset="no file",
+    ),
+    Key(
+        "log_buffer",
+        values.size("1MiB", "1GiB"),
+        "8MiB",
+        "What may wait for a sink that does not take; beyond it lines of output are dropped for "
+        "that sink and counted.",
     ),
     Key(
         "stop_timeout",

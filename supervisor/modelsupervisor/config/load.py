@@ -96,6 +96,7 @@ class _Reader:
         found = len(self.report.problems)
         values = self._values(section, section.entries, SUPERVISOR_KEYS)
         self._check_group(section, values)
+        self._check_log(section, values)
         if len(self.report.problems) > found:
             return None
         return msgspec.convert(_plain(values), SupervisorSettings)
@@ -201,6 +202,12 @@ class _Reader:
             else:
                 environment[name] = entry
         return environment
+
+    def _check_log(self, section: Section, values: dict[str, _Value]) -> None:
+        to = values.get("log_to")
+        given = any(entry.key == "log_file" for entry in section.entries)
+        if to is not None and to.entry is not None and to.value == () and not given:
+            self._add(section, to.entry, "there would be no log at all", "log_file beside it")
 
     def _check_group(self, section: Section, values: dict[str, _Value]) -> None:
         group, mode = values.get("socket_group"), values.get("socket_mode")

@@ -46,6 +46,14 @@ def place_path() -> PathType:
     return PathType("path", "a path", str, str, _absolute)
 
 
+def log_path() -> PathType:
+    """A file, or the name of one in a folder that exists, as an absolute path.
+
+    Whether it may be written is for `start` to find out: `status -c` may be another user's.
+    """
+    return PathType("path", "a file in a folder that exists", str, str, _file_or_place)
+
+
 def _absolute(folder: str, text: str) -> str:
     return os.path.normpath(os.path.join(folder, text))
 
@@ -68,6 +76,16 @@ def _existing_file(folder: str, text: str) -> str:
         raise BadValueError(f"{path} is not a regular file")
     if not os.access(path, os.R_OK):
         raise BadValueError(f"{path} may not be read by this user")
+    return path
+
+
+def _file_or_place(folder: str, text: str) -> str:
+    path = _absolute(folder, text)
+    parent = os.path.dirname(path)
+    if not stat.S_ISDIR(_status(parent, text).st_mode):
+        raise BadValueError(f"{parent} is not a folder")
+    if os.path.isdir(path):
+        raise BadValueError(f"{path} is a folder")
     return path
 
 

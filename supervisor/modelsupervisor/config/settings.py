@@ -22,6 +22,9 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True):
     run_dir: str | None = None  # absolute; None: the usual places are tried in order
     log_format: Literal["json", "console", "auto"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_to: tuple[str, ...] = ("auto",)  # of stdout, journal; or auto alone; () for none
+    log_file: str | None = None  # absolute
+    log_buffer: int = 8 * 1024 * 1024
     stop_timeout: float = 30.0
     on_start_failure: Literal["exit", "continue"] = "exit"
     socket_group: str | None = None

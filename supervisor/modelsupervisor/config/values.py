@@ -89,6 +89,27 @@ def choice(*words: str) -> ValueType:
     return ValueType(" | ".join(words), expected, parse)
 
 
+def destinations(*words: str) -> ValueType:
+    """`auto`, `none`, or some of `words` with commas between, as a tuple: ("auto",), () or the words."""
+    expected = f"auto, none, or {' and '.join(words)} with a comma between"
+
+    def parse(text: str) -> tuple[str, ...]:
+        if text in ("auto", "none"):
+            return ("auto",) if text == "auto" else ()
+        parts = tuple(part.strip() for part in text.split(","))
+        if not set(parts) <= set(words):
+            raise BadValueError
+        if len(set(parts)) < len(parts):
+            raise BadValueError("one is named twice")
+        return parts
+
+    def show(value: object) -> str:
+        assert isinstance(value, tuple)
+        return ", ".join(value) or "none"
+
+    return ValueType(" | ".join(("auto", "none", *words)), expected, parse, show)
+
+
 def duration(longest: str = "168h") -> ValueType:
     """A time with its unit, above zero and at most `longest`, as seconds (float, whole
     milliseconds).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from modelsupervisor.config import ModelSettings, Settings
 from modelsupervisor.core.events import Event
 from modelsupervisor.core.placement import ModelPlacement
 from modelsupervisor.core.states import SlotKey
+from modelsupervisor.log.catalogue import objection
+from modelsupervisor.log.journal import Journal
 from modelsupervisor.runtime.board import Board
-from modelsupervisor.runtime.journal import Journal
+from modelsupervisor.runtime.intake import Intake
+from modelsupervisor.runtime.outlets import Outlets
 from modelsupervisor.runtime.place import Place
 from modelsupervisor.runtime.reactor import Reactor
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class Edge:
     board: Board
     pid: int
     allowed_cpus: tuple[int, ...]  # what this process might use when it started
+    intake: Intake
+    outlets: Outlets
+    servants: set[int]  # pids of our own that serve no model: log writers
     doomed: set[int]  # pids that were sent SIGKILL with a session of ours and are not reaped yet
 
     @staticmethod
@@ -58,22 +61,11 @@ class Edge:
         return f"{os.path.relpath(self.settings.source)}:{line} [model:{model}]"
 
 
-def _is_name(name: object) -> bool:
-    """An event's or a fact's name: a worker may not write to our terminal by way of one."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
-
-
 def told_event(edge: Edge, message: dict[str, Any], **identity: Any) -> None:
-    """Log an event that a worker sent; its words are checked, its facts are its own, the identity is ours."""
-    level, event = message.get("level"), message.get("event")
-    fields = message.get("fields")
-    known = level in ("debug", "info", "warning", "error") and _is_name(event)
-    if not known or not isinstance(fields, dict) or not all(map(_is_name, fields)):
-        edge.journal.emit("warning", "worker.bad_message", **identity, reason="not an event")
-        return
-    told = {
-        name: value
-        for name, value in fields.items()
-        if name not in ("timestamp", "seq", "level", "event", *identity)
-    }
-    edge.journal.emit(str(level), str(event), **identity, **told)
+    """Log an event that a worker sent, if it is one that workers send, with the facts that it has; who it is, is ours to say."""
+    level, event, facts = message.get("level"), message.get("event"), message.get("fields")
+    wrong = objection(level, event, facts) if isinstance(facts, dict) else "an event without facts"
+    if wrong:
+        edge.journal.emit("warning", "worker.bad_message", **identity, reason=wrong)
+    else:
+        edge.journal.emit(str(level), str(event), **identity, **(facts or {}))

@@ -10,7 +10,7 @@ from modelworker.scoreboard import Reading
 
 from modelsupervisor.core.actions import Next, ReportWorkerExit
 from modelsupervisor.core.states import Blame
-from modelsupervisor.runtime.messages import Message
+from modelsupervisor.runtime.messages import Message, text_or_none
 from modelsupervisor.runtime.processes import ExitStatus
 
 
@@ -85,7 +85,7 @@ def worker_exit_fields(
         "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
     }
     if complaint is not None:
-        facts["traceback"] = complaint.get("traceback")
+        facts["traceback"] = text_or_none(complaint.get("traceback"))
     # At the supervisor's end a signal of ours is in order too, unless it took a request along.
     kindly = action.asked and (
         status.code == 0 or (action.next is Next.NONE and not reading.in_hand)

@@ -95,6 +95,11 @@ def take_messages(
     return True
 
 
+def text_or_none(value: object) -> str | None:
+    """What should be a text, where it is one."""
+    return value if isinstance(value, str) else None
+
+
 def channel_pair() -> tuple[SupervisorEnd, socket.socket]:
     """A new channel: our end, and the one to hand over."""
     kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC

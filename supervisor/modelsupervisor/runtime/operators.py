@@ -36,8 +36,11 @@ class Operator:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
+        self.pid = 0
+        self.streaming = False  # it reads events now and asks nothing any more
         self.lines = LineBuffer()
         self.unsent = bytearray()
+        self.awaits_room = False  # events wait for it
         self.closing = False  # close once everything is sent
 
     def fileno(self) -> int:
@@ -68,8 +71,8 @@ class Operators:
         except OSError:
             return
         connection.setblocking(False)
-        refusal = self._refusal(connection)
         operator = Operator(connection)
+        refusal = self._refusal(operator)
         self._all[connection.fileno()] = operator
         self._reactor.add(
             connection.fileno(), Rank.OPERATOR, lambda events: self._on(operator, events)
@@ -78,12 +81,13 @@ class Operators:
             self.fail(operator, None, "refused", refusal)
             self._close_when_sent(operator)
 
-    def _refusal(self, connection: socket.socket) -> str:
+    def _refusal(self, operator: Operator) -> str:
         if len(self._all) >= MAX_OPERATORS:
             return f"{MAX_OPERATORS} connections are open already"
         size = struct.calcsize("3i")
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        credentials = operator.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         pid, uid, gid = struct.unpack("3i", credentials)
+        operator.pid = pid
         if uid in (0, os.geteuid()) or (self._gid is not None and self._in_group(pid, gid)):
             return ""
         return f"uid {uid} may not command this supervisor"
@@ -114,10 +118,10 @@ class Operators:
         if not chunk:
             self._drop(operator)
             return
-        if operator.closing:
+        if operator.closing or operator.streaming:
             return
         operator.lines.feed(chunk)
-        while operator.fileno() >= 0 and self._serve_line(operator):
+        while operator.fileno() >= 0 and not operator.streaming and self._serve_line(operator):
             pass
 
     def _serve_line(self, operator: Operator) -> bool:
@@ -167,8 +171,25 @@ class Operators:
         if not operator.unsent and operator.closing:
             self._drop(operator)
             return
-        wanted = select.EPOLLIN | (select.EPOLLOUT if operator.unsent else 0)
-        self._reactor.change(operator.fileno(), wanted)
+        self._await(operator)
+
+    def _await(self, operator: Operator) -> None:
+        room = operator.unsent or operator.awaits_room
+        self._reactor.change(operator.fileno(), select.EPOLLIN | (select.EPOLLOUT if room else 0))
+
+    def stream(self, operator: Operator) -> None:
+        """From now on the connection carries events, and what comes from the other side is not read as commands."""
+        operator.streaming = True
+
+    def await_room(self, operator: Operator, awaited: bool) -> None:
+        """Wake the loop when the connection takes more, or not any longer."""
+        if awaited != operator.awaits_room and operator.fileno() >= 0:
+            operator.awaits_room = awaited
+            self._await(operator)
+
+    def end_stream(self, operator: Operator) -> None:
+        """All events are said."""
+        self._close_when_sent(operator)
 
     def _close_when_sent(self, operator: Operator) -> None:
         operator.closing = True

@@ -61,6 +61,7 @@ class Reporter:
                 }
                 for model in self._edge.settings.models
             ],
+            "log": {"events": self._edge.journal.seq, "sinks": self._edge.outlets.report()},
         }
 
     def _worker(self, slot: Slot) -> dict[str, Any]:
@@ -87,6 +88,8 @@ class Reporter:
             "requests": place.answered_before + reading.requests,
             "restarts": place.restarts,
             "last_exit": place.last_exit,
+            "last_crash": place.last_crash,
+            "output": {stream.name: stream.report() for stream in place.streams},
             "socket": place.path("sock"),
             "stdout": place.path("stdout"),
             "stderr": place.path("stderr"),

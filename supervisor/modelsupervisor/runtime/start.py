@@ -13,6 +13,7 @@ import grp
 import os
 import resource
 import select
+from functools import partial
 
 from modelworker.threads import openmp_threads, thread_environment
 
@@ -24,18 +25,20 @@ from modelsupervisor.core.placement import Demand, Placement, place
 from modelsupervisor.core.states import Policy, SlotKey, State
 from modelsupervisor.errors import ConfigurationError, Problem, StartError
 from modelsupervisor.paths import parse_worker_socket
+from modelsupervisor.log.catalogue import SCHEMA_VERSION
+from modelsupervisor.log.journal import Journal
+from modelsupervisor.log.ring import Rings, ring_size
 from modelsupervisor.runtime import rundir as files
 from modelsupervisor.runtime.board import Board
 from modelsupervisor.runtime.edge import Edge, ModelPlan
-from modelsupervisor.runtime.journal import Journal
-from modelsupervisor.runtime.lines import Line
+from modelsupervisor.runtime.intake import Intake
 from modelsupervisor.runtime.operators import Operators
-from modelsupervisor.runtime.place import LEVEL_OF, OutputReport, Place
+from modelsupervisor.runtime.outlets import Outlets
+from modelsupervisor.runtime.place import Place
 from modelsupervisor.runtime.reactor import Reactor
 from modelsupervisor.runtime.report import Reporter
 from modelsupervisor.runtime.rundir import Access, RunDirectory
 from modelsupervisor.runtime.signals import STOP_SIGNALS, Signals
-from modelsupervisor.runtime.sink import StdoutSink
 from modelsupervisor.runtime.supervisor import Supervisor
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
@@ -165,7 +168,6 @@ class Session:
     def __init__(self, settings: Settings, run_dir: str) -> None:
         self._settings = settings
         self._signals = Signals()
-        self._sink = StdoutSink(1)
         self._reactor = Reactor()
         self._rundir = RunDirectory(run_dir, _access(settings))
         self._operators: Operators | None = None
@@ -173,26 +175,21 @@ class Session:
         self._supervisor: Supervisor | None = None
         slots = sum(model.workers for model in settings.models)
         self._board = Board(self._rundir, slots)
-        self._journal = self._make_journal()
-
-    def _make_journal(self) -> Journal:
-        chosen = self._settings.supervisor.log_format
-        terminal = os.isatty(1)
-        return Journal(
-            self._sink,
-            level=self._settings.supervisor.log_level,
-            console=chosen == "console" or (chosen == "auto" and terminal),
-            colors=terminal and "NO_COLOR" not in os.environ,
-        )
+        self._servants: set[int] = set()
+        own = settings.supervisor
+        self._journal = Journal(own.log_level, Rings(ring_size(slots)))
+        self._outlets = Outlets(own, self._journal, self._reactor, self._servants, Edge.now)
+        self._intake = Intake(self._reactor, self._outlets, Edge.now)
 
     def run(self) -> int:
         """The whole run; returns the exit code. Raises an error of our tree when it could not begin."""
         begun = Edge.now()
         self._signals.install()
-        self._sink.open()
         self._reactor.open()
+        self._intake.open()
         code = 0
         try:
+            self._open_log()
             edge = self._prepare()
             supervisor = self._make(edge, begun)
             code = supervisor.run()
@@ -201,6 +198,22 @@ class Session:
         finally:
             self._end(code, begun)
         return code
+
+    def _open_log(self) -> None:
+        """Raises ConfigurationError for a log file that may not be written, StartError where there is no log to be had."""
+        path = self._settings.supervisor.log_file
+        target = path if path is None or os.path.exists(path) else os.path.dirname(path)
+        if target is not None and not os.access(target, os.W_OK):
+            problem = Problem(
+                *(self._settings.source, 0, "supervisor", "log_file", path or ""),
+                expected="a file that this user may write",
+                message=f"{target} may not be written by uid {os.geteuid()}",
+            )
+            raise ConfigurationError((problem,))
+        try:
+            self._outlets.open()
+        except OSError as error:
+            raise StartError(f"cannot make the log's pipe and writer: {error.strerror}") from None
 
     def _prepare(self) -> Edge:
         settings = self._settings
@@ -220,6 +233,7 @@ class Session:
             version=__version__,
             config=settings.source,
             run_dir=self._rundir.path,
+            schema=SCHEMA_VERSION,
         )
         return Edge(
             settings=settings,
@@ -231,6 +245,9 @@ class Session:
             board=self._board,
             pid=os.getpid(),
             allowed_cpus=allowed,
+            intake=self._intake,
+            outlets=self._outlets,
+            servants=self._servants,
             doomed=set(),
         )
 
@@ -241,17 +258,18 @@ class Session:
     def _make(self, edge: Edge, begun: float) -> Supervisor:
         state = _state(self._settings)
         for number, key in enumerate(sorted(state.slots)):
-            self._places[key] = Place(key, number, self._rundir, self._reactor)
+            self._places[key] = Place(key, number, self._rundir, self._reactor, self._intake)
         endings = ("sock", "stdout", "stderr")
         needed = [place.name(ending) for place in self._places.values() for ending in endings]
         self._sweep([*needed, files.CONTROL, files.SCOREBOARD, files.ASIDE])
-        supervisor = Supervisor(edge, state, self._signals, self._sink)
+        supervisor = Supervisor(edge, state, self._signals)
         self._supervisor = supervisor
         self._board.make()
         size = fifo_size(len(self._places))
         for place_ in self._places.values():
             max_line = edge.plans[place_.key.model].settings.max_line
-            place_.make(size, max_line, self._reporter(supervisor, place_))
+            voice = partial(supervisor.voice, place_.key)
+            place_.make(size, max_line, self._journal, voice)
         control = self._rundir.listen(files.CONTROL)
         gid = self._rundir.access.gid
         self._operators = Operators(self._reactor, control, gid, supervisor.command)
@@ -260,25 +278,6 @@ class Session:
             self._operators, Reporter(edge, supervisor.workers, self._rundir.path, begun)
         )
         return supervisor
-
-    def _reporter(self, supervisor: Supervisor, place_: Place) -> OutputReport:
-        key, journal = place_.key, self._journal
-
-        def report(stream: str, line: Line) -> None:
-            place_.last_lines.add(line)
-            generation, pid = place_.speaker or supervisor.speaker(key)
-            journal.emit(
-                LEVEL_OF[stream],
-                "worker.output",
-                model=key.model,
-                worker=key.index,
-                pid=pid,
-                generation=generation,
-                stream=stream,
-                **line.fields(),
-            )
-
-        return report
 
     def _sweep(self, needed: list[str]) -> None:
         def is_ours(name: str) -> bool:
@@ -319,11 +318,8 @@ class Session:
             self._journal.emit(
                 "info", "supervisor.stopped", pid=os.getpid(), code=code, uptime_s=uptime
             )
-        deadline = Edge.now() + LAST_FLUSH
-        self._sink.drain(LAST_FLUSH)
-        self._journal.tell_dropped()
-        self._sink.drain(deadline - Edge.now())
-        self._sink.close()
+        self._outlets.end(LAST_FLUSH, pid=os.getpid())
+        self._intake.close()
         if self._operators is not None:
             self._operators.close()
         self._reactor.close()

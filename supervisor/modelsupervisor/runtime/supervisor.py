@@ -17,6 +17,7 @@ from typing import Any
 
 from modelsupervisor.control import (
     ControlRequest,
+    LogsArguments,
     NoArguments,
     RestartArguments,
     decode_arguments,
@@ -49,11 +50,12 @@ from modelsupervisor.core.states import Phase, Run, SlotKey, State, Wanted
 from modelsupervisor.errors import ControlError
 from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.edge import Edge
+from modelsupervisor.runtime.followers import Followers
 from modelsupervisor.runtime.operators import Operator, Operators
 from modelsupervisor.runtime.reactor import Rank, Watch
 from modelsupervisor.runtime.report import Reporter
 from modelsupervisor.runtime.signals import STOP_SIGNALS, Signals
-from modelsupervisor.runtime.sink import StdoutSink
+from modelsupervisor.runtime.streams import Voice
 from modelsupervisor.runtime.templates import Templates
 from modelsupervisor.runtime.workers import Workers
 
@@ -66,11 +68,10 @@ PROGRESS_STEP = 0.2  # seconds between two looks of the progress line on a termi
 class Supervisor:
     """The running supervisor. The constructor assigns; `run` is its life from the first template to the last reap."""
 
-    def __init__(self, edge: Edge, state: State, signals: Signals, sink: StdoutSink) -> None:
+    def __init__(self, edge: Edge, state: State, signals: Signals) -> None:
         self._edge = edge
         self._state = state
         self._signals = signals
-        self._sink = sink
         self._queue: deque[Event] = deque()
         self._templates = Templates(edge)
         self.workers = Workers(edge, self._templates)
@@ -79,7 +80,7 @@ class Supervisor:
         self._waiting: dict[int, tuple[Operator, int | str, str]] = {}
         self._commands = 0
         self._exit: int | None = None
-        self._sink_watched = False
+        self._followers = Followers(edge.journal, edge.settings.supervisor.log_buffer)
         self._orphans: set[int] = set()
         self._orphans_due = False
         self._faults: Counter[Watch] = Counter()
@@ -88,12 +89,9 @@ class Supervisor:
         """Queue an event for the core."""
         self._queue.append(event)
 
-    def speaker(self, key: SlotKey) -> tuple[int, int | None]:
-        """The generation and pid whose output comes out of a slot's FIFOs now."""
-        worker = self.workers.present(key)
-        return (
-            (worker.generation, worker.pid) if worker else (self._state.slots[key].generation, None)
-        )
+    def voice(self, key: SlotKey) -> Voice:
+        """Whose output comes out of a slot's FIFOs now."""
+        return self.workers.voice(key, self._state.slots[key].generation)
 
     def serve_operators(self, operators: Operators, reporter: Reporter) -> None:
         """Take commands from here on."""
@@ -114,7 +112,7 @@ class Supervisor:
                 if reactor.still(watch):
                     self._serve(watch, events)
             self._tick()
-        self._edge.journal.progress("")
+        self._edge.outlets.progress("")
         reactor.remove(self._signals.fileno())
         return self._exit
 
@@ -138,7 +136,9 @@ class Supervisor:
 
     def _timeout(self) -> float | None:
         deadline = next_deadline(self._state)
-        timeout = None if deadline is None else deadline - self._edge.now()
+        due = (deadline, self._edge.intake.deadline(), self._edge.outlets.deadline())
+        soonest = min((each for each in due if each is not None), default=None)
+        timeout = None if soonest is None else soonest - self._edge.now()
         if self._state.run is Run.STARTING and self._show_progress():
             timeout = PROGRESS_STEP if timeout is None else min(timeout, PROGRESS_STEP)
         return timeout
@@ -148,6 +148,9 @@ class Supervisor:
         if deadline is not None and deadline <= self._edge.now():
             self.post(Tick(self._edge.now()))
             self._settle()
+        now = self._edge.now()
+        self._edge.outlets.tick(now)
+        self._edge.intake.tick(now)
 
     def _settle(self) -> None:
         """Answer every queued event, and what its effects bring, in order."""
@@ -196,6 +199,8 @@ class Supervisor:
             worker = self.workers.present(note.slot)
             facts["model"], facts["worker"] = note.slot.model, note.slot.index
             facts["pid"] = worker.pid if worker is not None else None
+            if note.event == "worker.ready":
+                self.workers.recovered(note.slot, dict(note.fields))
         elif note.template is not None:
             facts["model"] = note.template.model
             facts["pid"] = self._templates.pid_of(note.template)
@@ -206,29 +211,21 @@ class Supervisor:
         self._edge.journal.emit(note.level, note.event, **facts, **dict(note.fields))
 
     def _show_progress(self) -> bool:
-        if not self._sink.is_terminal:
+        if not self._edge.outlets.terminal:
             return False
         slots = list(self._state.slots.values())
         ready = sum(slot.phase is Phase.READY for slot in slots)
         loading = sorted({slot.key.model for slot in slots if not slot.live})
         what = f", loading {', '.join(loading)}" if loading else ""
-        self._edge.journal.progress(f"starting: {ready} of {len(slots)} workers ready{what} …")
+        self._edge.outlets.progress(f"starting: {ready} of {len(slots)} workers ready{what} …")
         return True
 
     def _write_log(self) -> None:
         if self._state.run is not Run.STARTING:
-            self._edge.journal.progress("")
-        self._sink.flush()
-        self._edge.journal.tell_dropped()
-        wanted = self._sink.backlog and self._sink.pollable
-        if wanted and not self._sink_watched:
-            # Registered only while something waits: a pipe that has room would wake the loop for ever.
-            self._edge.reactor.add(
-                self._sink.fd, Rank.OUTPUT, lambda _: self._sink.flush(), select.EPOLLOUT
-            )
-        elif self._sink_watched and not wanted:
-            self._edge.reactor.remove(self._sink.fd)
-        self._sink_watched = wanted
+            self._edge.outlets.progress("")
+        self._edge.outlets.flush(pid=self._edge.pid)
+        if self._operators is not None:
+            self._followers.flush(self._operators, self._edge.now())
 
     def _show_refusals(self, before: State) -> None:
         for key, slot in self._state.slots.items():
@@ -245,6 +242,8 @@ class Supervisor:
             name = processes.signal_name(number)
             if number == signal.SIGCHLD:
                 self._orphans_due = True
+            elif number == signal.SIGUSR1 and self._edge.outlets.reopen("SIGUSR1"):
+                continue
             elif number in STOP_SIGNALS:
                 hung_up = False
                 # Two that arrived before the first was seen are two: the operator means now.
@@ -267,7 +266,7 @@ class Supervisor:
         if self.workers.births_open:
             return
         self._orphans_due = False
-        own = self.workers.pids() | self._templates.pids()
+        own = self.workers.pids() | self._templates.pids() | self._edge.servants
         while (found := processes.peek_any_child()) is not None:
             pid, status = found
             if pid in own:
@@ -290,7 +289,7 @@ class Supervisor:
     def end_orphans(self) -> None:
         """At the very end: whatever still lives below us was left by a worker, and goes, and so do its own children."""
         for _ in range(ORPHAN_ROUNDS):
-            left = processes.children()
+            left = [pid for pid in processes.children() if pid not in self._edge.servants]
             if not left:
                 return
             for pid in left:
@@ -326,11 +325,29 @@ class Supervisor:
                 self.post(StopRequested(self._edge.now(), "stop command"))
         elif request.command == "restart":
             self._restart(operator, request)
+        elif request.command == "logs":
+            self._logs(operator, request)
         else:
-            known = "restart, status, stop"
+            known = "logs, restart, status, stop"
             raise ControlError(
                 "bad_request", f"unknown command {request.command!r}; there are: {known}"
             )
+
+    def _logs(self, operator: Operator, request: ControlRequest) -> None:
+        assert self._operators is not None
+        asked = decode_arguments(request, LogsArguments)
+        keys = [key for key in self._state.slots if key.model == asked.model]
+        if asked.model is None and asked.index is not None:
+            raise ControlError("bad_request", "logs: an index without a model")
+        if asked.model is not None and not keys:
+            models = ", ".join(sorted({key.model for key in self._state.slots}))
+            raise ControlError("not_found", f"no model {asked.model!r}; there are: {models}")
+        if asked.index is not None and SlotKey(asked.model or "", asked.index) not in keys:
+            raise ControlError(
+                "not_found", f"no worker {asked.model}/{asked.index}; there are {len(keys)}"
+            )
+        self._operators.reply(operator, request.id, {"streaming": True})
+        self._followers.add(self._operators, operator, asked)
 
     def _restart(self, operator: Operator, request: ControlRequest) -> None:
         asked = decode_arguments(request, RestartArguments)

@@ -22,17 +22,18 @@ from modelsupervisor import __version__
 from modelsupervisor.core.actions import Ending, ReportTemplateExit
 from modelsupervisor.core.events import TemplateExited, TemplateLoaded
 from modelsupervisor.core.states import TemplateKey
+from modelsupervisor.log.catalogue import known_facts
 from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.edge import Edge
-from modelsupervisor.runtime.lines import Line
 from modelsupervisor.runtime.messages import (
     Message,
     SupervisorEnd,
     channel_pair,
     take_messages,
+    text_or_none,
 )
-from modelsupervisor.runtime.place import LEVEL_OF, LastLines, Stream
 from modelsupervisor.runtime.reactor import Rank
+from modelsupervisor.runtime.streams import LastLines, Stream, Voice
 
 FORKS_IN_FLIGHT = 8
 CHANNEL_NUMBER = 3  # the template's descriptor of its channel
@@ -105,8 +106,7 @@ class Templates:
         for name in ("stdout", "stderr"):
             reading, writing = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(reading, False)
-            report = self._reporter(template)
-            streams.append(Stream(name, reading, plan.settings.max_line, report))
+            streams.append(self._stream(template, name, reading))
             ends.append(writing)
             template.streams, template.writing_ends = tuple(streams), tuple(ends)
         template.channel, theirs = channel_pair()
@@ -155,22 +155,19 @@ class Templates:
         reactor.add(template.pidfd, Rank.LIFE, lambda _: self._on_exit(template))
         reactor.add(template.channel.fileno(), Rank.LIFE, lambda _: self._on_channel(template))
         for stream in template.streams:
-            reactor.add(stream.fd, Rank.OUTPUT, stream.serve)
+            self._edge.intake.add(stream)
 
-    def _reporter(self, template: TemplateProcess) -> Callable[[str, Line], None]:
-        def report(stream: str, line: Line) -> None:
-            template.last_lines.add(line)
-            self._edge.journal.emit(
-                LEVEL_OF[stream],
-                "template.output",
-                model=template.key.model,
-                pid=template.pid,
-                generation=template.key.generation,
-                stream=stream,
-                **line.fields(),
-            )
+    def _stream(self, template: TemplateProcess, name: str, fd: int) -> Stream:
+        model = template.key.model
+        max_line = self._edge.plans[model].settings.max_line
+        source = f"{model} template {name}"
+        return Stream(name, source, fd, max_line, self._edge.journal, lambda: self._voice(template))
 
-        return report
+    @staticmethod
+    def _voice(template: TemplateProcess) -> Voice:
+        key = template.key
+        identity = {"model": key.model, "pid": template.pid, "generation": key.generation}
+        return Voice("template.output", (key.model, None), identity, template.last_lines)
 
     # -- messages -------------------------------------------------------------------------------------------------
 
@@ -188,7 +185,8 @@ class Templates:
         kind = message["kind"]
         if kind == "loaded":
             facts = message.get("facts")
-            template.facts = facts if isinstance(facts, dict) else {}
+            # A process that runs the model's code says so: only what the event has, of the type that it has there
+            template.facts = known_facts("template.ready", facts)
             self._edge.post(TemplateLoaded(template.key, self._edge.now()))
         elif kind == "load_failed":
             template.complaint = message
@@ -202,12 +200,16 @@ class Templates:
     def _note(self, template: TemplateProcess, level: str, event: str, **fields: Any) -> None:
         key = template.key
         self._edge.journal.emit(
-            level, event, model=key.model, pid=template.pid, generation=key.generation, **fields
+            *(level, event),
+            model=key.model,
+            pid=template.pid or None,  # none where no interpreter could be started
+            generation=key.generation,
+            **fields,
         )
 
     def facts(self, key: TemplateKey) -> dict[str, Any]:
         """What a template said of itself when it had loaded, and how long that took from the exec on."""
-        template = self._all.get(key)
+        template = self._all.get(key) or self._dead.get(key)
         if template is None:
             return {}
         return {**template.facts, "start_s": round(self._edge.now() - template.begun, 4)}
@@ -262,7 +264,7 @@ class Templates:
             self._edge.reactor.remove(template.channel.fileno())
             template.channel.close()
         for stream in template.streams:
-            self._edge.reactor.remove(stream.fd)
+            self._edge.intake.remove(stream)
             os.close(stream.fd)
         for end in template.writing_ends:
             os.close(end)
@@ -276,7 +278,7 @@ class Templates:
         """The one event of a template's end, its last output before it."""
         template = self._dead.pop(action.key)
         for stream, words in zip(template.streams, template.last_words, strict=False):
-            stream.finish(words)
+            stream.finish(words, self._voice(template), self._edge.outlets.pressed)
         status = template.status or processes.ExitStatus()
         complaint = template.complaint or {}
         cause = "stopped" if action.asked else "load_failed" if complaint else "signal"
@@ -299,6 +301,6 @@ class Templates:
             retry_in_s=None if action.delay is None else round(action.delay, 3),
             failures=action.failures,
             config=self._edge.config_line(action.key.model) if failed else None,
-            traceback=complaint.get("traceback"),
+            traceback=text_or_none(complaint.get("traceback")),
             last_lines=template.last_lines.take() if failed else None,
         )

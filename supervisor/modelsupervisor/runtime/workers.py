@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 from modelsupervisor.core.actions import Ending, ForkWorker, ReportWorkerExit
@@ -27,6 +28,7 @@ from modelsupervisor.runtime.messages import (
     take_messages,
 )
 from modelsupervisor.runtime.reactor import Rank
+from modelsupervisor.runtime.streams import Voice
 from modelsupervisor.runtime.templates import Templates
 
 
@@ -218,6 +220,19 @@ class Workers:
         else:
             self._note(worker, "warning", "worker.bad_message", reason=f"unknown kind {kind!r}")
 
+    def voice(self, key: SlotKey, generation: int) -> Voice:
+        """Whose output comes out of a slot's FIFOs now: the process there, or the last that was (`generation`)."""
+        worker = self._present.get(key)
+        if worker is None:
+            return self._voice_of(Worker(key, generation, TemplateKey(key.model, 0), 0.0), ())
+        place = self._edge.places[key]
+        return self._voice_of(worker, self._edge.board.read(place.number, worker.generation).ids)
+
+    def _voice_of(self, worker: Worker, ids: tuple[str, ...]) -> Voice:
+        place = self._edge.places[worker.key]
+        ring = worker.key.model, worker.key.index
+        return Voice("worker.output", ring, self._identity(worker), place.last_lines, ids)
+
     @staticmethod
     def _identity(worker: Worker) -> dict[str, Any]:
         return {
@@ -259,6 +274,9 @@ class Workers:
         words = tuple(stream.read_what_is_there() for stream in place.streams)
         reading = self._edge.board.read(place.number, worker.generation)
         helpers = processes.kill_session(worker.pid) if self._strangers() else []
+        if helpers:  # they may have written between the reading and the killing
+            more = (stream.read_what_is_there() for stream in place.streams)
+            words = tuple(a + b for a, b in zip(words, more, strict=True))
         self._edge.doomed.update(helpers)
         processes.reap(worker.pidfd)
         self._forget(worker)
@@ -279,6 +297,18 @@ class Workers:
             )
         )
 
+    def recovered(self, key: SlotKey, facts: dict[str, Any]) -> None:
+        """A worker is READY: note with the slot's last crash, the first time after it, what came of it."""
+        worker, place = self._present.get(key), self._edge.places[key]
+        crash = place.last_crash
+        if worker is not None and crash is not None and "successor" not in crash:
+            crash["successor"] = {
+                "generation": worker.generation,
+                "pid": worker.pid,
+                "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+                **facts,
+            }
+
     def _strangers(self) -> bool:
         """True where we have a child that is none of ours, or cannot know: only then a dead worker can have left processes.
 
@@ -291,7 +321,7 @@ class Workers:
     def is_stranger(self, pid: int) -> bool:
         """True for a child that is no worker, no template, and no heir: those wait in the session of their template."""
         templates = self._templates.pids()
-        if pid in self.pids() or pid in templates:
+        if pid in self.pids() or pid in templates or pid in self._edge.servants:
             return False
         return processes.session_of(pid) not in templates
 
@@ -314,13 +344,14 @@ class Workers:
         worker, corpse = self._dead.pop((action.key, action.generation))
         place = self._edge.places[action.key]
         # The successor may be known by now; these lines are still the dead one's.
-        place.speaker = worker.generation, worker.pid
-        for stream, words in zip(place.streams, corpse.last_words, strict=False):
-            stream.finish(words)
-        place.speaker = None
+        voice = self._voice_of(worker, corpse.reading.ids)
+        for stream, words in zip(place.streams, corpse.last_words or (b"", b""), strict=True):
+            stream.finish(words, voice, self._edge.outlets.pressed)
         level, event, facts = worker_exit_fields(action, corpse, place.last_lines.take())
         if action.spawned:
             place.last_exit = dict(facts, generation=action.generation)
             if not action.asked:
                 place.restarts += 1
+        if not action.asked:
+            place.last_crash = dict(facts, generation=action.generation, pid=worker.pid)
         self._note(worker, level, event, **facts)

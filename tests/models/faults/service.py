@@ -7,6 +7,7 @@ named by FAULT_AFTER_FORK_FILE.
 
 import ctypes
 import json
+import logging
 import os
 import random
 import resource
@@ -18,9 +19,11 @@ import threading
 import time
 
 
-def _meet(fault):
+def _meet(fault, context=None):
     """Carry out one fault."""
     name = fault.get("do")
+    if name in _WORDS:
+        return _WORDS[name](fault)
     if name == "kill":
         os.kill(os.getpid(), fault.get("signal", signal.SIGKILL))
         time.sleep(1000)  # until it arrives
@@ -46,22 +49,8 @@ def _meet(fault):
         signal.signal(signal.SIGINT, lambda number, frame: None)
         ctypes.CDLL(None).signal(int(signal.SIGHUP), ctypes.c_void_p(1))
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
-    elif name == "print":
-        for number in range(fault.get("lines", 1)):
-            print(
-                fault.get("text", "line"), number, file=getattr(sys, fault.get("stream", "stdout"))
-            )
-    elif name == "write":
-        left = fault["text"].encode("latin-1")
-        while left:
-            left = left[os.write(fault.get("fd", 1), left) :]
-    elif name == "unblock_stdout":
-        os.set_blocking(1, False)
-    elif name == "printf":
-        for number in range(fault.get("lines", 1)):
-            ctypes.CDLL(None).printf(b"from C %d\n", number)
     elif name == "all":
-        return [_meet(each) for each in fault["of"]][-1]
+        return [_meet(each, context) for each in fault["of"]][-1]
     elif name == "no_forks":
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # not for root
     elif name == "open":
@@ -76,7 +65,144 @@ def _meet(fault):
         return str(_helper(fault))
     elif name == "facts":
         return json.dumps(_facts())
+    elif name == "metrics":
+        _record(context.metrics)
+    elif name == "wait_for_file":
+        _wait_for_file(fault["path"])
     return None
+
+
+def _wait_for_file(path):
+    while not os.path.exists(path):
+        time.sleep(0.002)
+
+
+def _record(metrics):
+    metrics.add_counter("Pictures", 2, 0)
+    metrics.add_time("Looking", 12.5, 0)
+    metrics.add_percent("Certainty", 99.5, 0)
+
+
+# -- output -----------------------------------------------------------------------------------------------------------
+# None of these flushes what it was not told to: what a library's author forgets is what is tested.
+
+
+def _print(fault):
+    stream = getattr(sys, fault.get("stream", "stdout"))
+    for number in range(fault.get("lines", 1)):
+        print(fault.get("text", "line"), number, file=stream)
+    if "rest" in fault:
+        print(fault["rest"], end="", file=stream, flush=True)
+
+
+def _printf(fault):
+    libc = ctypes.CDLL(None)
+    for number in range(fault.get("lines", 1)):
+        libc.printf(b"from C %d\n", number)
+    if "rest" in fault:
+        libc.printf(b"%s", fault["rest"].encode())
+        libc.fflush(None)
+
+
+def _write(fault):
+    _write_all(fault.get("fd", 1), fault["text"].encode("latin-1"))
+
+
+def _write_all(fd, content):
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+def _copy(fault):
+    """The content of a file, as it is, to a descriptor."""
+    with open(fault["path"], "rb") as file:
+        while chunk := file.read(fault.get("chunk", 65536)):
+            _write_all(fault.get("fd", 1), chunk)
+
+
+def _flood(fault):
+    """Write this to descriptors in turn, without end."""
+    text = fault["text"].encode()
+    while True:
+        for fd in fault["fds"]:
+            _write_all(fd, text)
+
+
+def _log(fault):
+    logging.basicConfig()
+    try:
+        if fault["level"] == "EXCEPTION":
+            raise KeyError(fault["text"])
+        logging.getLogger("net.layer").log(getattr(logging, fault["level"]), fault["text"])
+    except KeyError:
+        logging.getLogger("net.layer").exception("could not look")
+
+
+def _raise_in_thread(fault):
+    def fail():
+        try:
+            raise KeyError("cat")
+        except KeyError as error:
+            raise ValueError("no such animal") from error
+
+    thread = threading.Thread(target=fail, name="watcher")
+    thread.start()
+    thread.join()
+
+
+def _speak_later(fault):
+    """Print a line when a file is there, and no request is in hand any more."""
+
+    def speak():
+        _wait_for_file(fault["path"])
+        print(fault["text"])
+
+    threading.Thread(target=speak, daemon=True).start()
+
+
+def _chatter(fault):
+    """Begin to print numbered lines from a thread: `pause` seconds between two of them, until the process ends."""
+
+    def speak():
+        number = 0
+        while True:
+            print("chatter", number)
+            number += 1
+            time.sleep(fault.get("pause", 0.001))
+
+    threading.Thread(target=speak, daemon=True).start()
+
+
+_NUMBERED_LINES = """
+import os, sys
+number = 0
+while True:  # a write of at most 4096 bytes (PIPE_BUF) goes into a pipe whole, or not at all
+    block = "".join("%s %020d\\n" % (sys.argv[1], n) for n in range(number, number + 80))
+    os.write(1, block.encode())
+    number += 80
+"""
+
+
+def _writing_helper(fault):
+    """Start a process that writes numbered lines to stdout without end; returns its pid."""
+    command = [sys.executable, "-S", "-E", "-c", _NUMBERED_LINES, fault["text"]]
+    return str(subprocess.Popen(command, start_new_session=fault["session"]).pid)
+
+
+_WORDS = {
+    "print": _print,
+    "printf": _printf,
+    "write": _write,
+    "copy": _copy,
+    "flood": _flood,
+    "unblock_stdout": lambda fault: os.set_blocking(1, False),
+    "log": _log,
+    "raise_in_thread": _raise_in_thread,
+    "speak_later": _speak_later,
+    "chatter": _chatter,
+    "writing_helper": _writing_helper,
+}
 
 
 def _start_thread():
@@ -153,7 +279,7 @@ class Faults:
         for request in data:
             body = request.get("body")
             if isinstance(body, dict) and "do" in body:
-                said = _meet(body)
+                said = _meet(body, context)
                 answers.append("done" if said is None else said)
             else:
                 answers.append(body)

@@ -1,24 +1,26 @@
-"""The log: every event is one structlog event a line, JSON for machines, readable on a terminal.
+"""The log: every event is one structlog event, a JSON line, handed to every sink and kept in a ring.
 
 The envelope is the same everywhere: `timestamp` (UTC), `level`, `event`, `seq`, then `model`, `worker`, `pid`, `generation` where
-they apply, then the facts. `seq` counts the events made, by the supervisor alone, whether a sink took them or not: a gap in it is
-a dropped line, and `log.dropped` says how many. An event below the log level is not made, and not counted.
+they apply, then the facts. `seq` counts the events made, by the supervisor alone, whether a sink took them or not: a gap in a
+sink's copy is what that sink did not take, and its `log.dropped` says how many. An event below the log level is not made, and not
+counted. Lines of output, the hot path, come in blocks that were rendered already (`log.render`) and only get their numbers here.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, MutableMapping
+from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
 import structlog
 
-from modelsupervisor.runtime.console import ConsoleLine
-from modelsupervisor.runtime.sink import StdoutSink
+from modelsupervisor.log.outlet import Outlet
+from modelsupervisor.log.render import Block, RingKey
+from modelsupervisor.log.ring import Rings
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-OUTPUT_EVENTS = frozenset({"worker.output", "template.output"})
 _ENVELOPE = ("timestamp", "level", "event", "seq", "model", "worker", "pid", "generation")
 _RESERVED = frozenset(
     {"timestamp", "level", "event", "seq", "exc_info", "exception", "stack", "stack_info"}
@@ -28,6 +30,11 @@ _RESERVED = frozenset(
 DEEPEST = 8  # levels of a fact that are shown
 
 EventFields = MutableMapping[str, Any]
+
+
+def timestamp() -> str:
+    """Now, as the envelope has it, structlog's own form: UTC, ISO 8601, microseconds."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _unpack(_: Any, __: str, event: EventFields) -> EventFields:
@@ -56,7 +63,7 @@ def _json(event: EventFields, **_: Any) -> str:
     try:
         return msgspec.json.encode(event, enc_hook=str).decode()
     except UnicodeEncodeError:  # a lone surrogate, from bytes that are not UTF-8
-        return json.dumps(event, default=str)
+        return json.dumps(event, default=str, separators=(",", ":"))
 
 
 class _Lines:
@@ -68,15 +75,14 @@ class _Lines:
 
 
 class Journal:
-    """Makes events and hands them to the sink. `console` chooses the form for people, `colors` its colours."""
+    """Makes events, numbers them and hands them on. `outlets` are added before the first event that they are to have."""
 
-    def __init__(self, sink: StdoutSink, *, level: str, console: bool, colors: bool) -> None:
-        self._sink = sink
+    def __init__(self, level: str, rings: Rings) -> None:
         self._least = LEVELS[level]
-        self._output = False
+        self._rings = rings
+        self._about: RingKey = (None, None)
         self.seq = 0
-        self._screen = ConsoleLine(colors=colors) if console else None
-        render: Any = self._screen or structlog.processors.JSONRenderer(serializer=_json)
+        self.outlets: list[Outlet] = []
         self._logger = structlog.wrap_logger(
             _Lines(self._take),
             processors=[
@@ -84,38 +90,49 @@ class Journal:
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
                 _order,
-                render,
+                structlog.processors.JSONRenderer(serializer=_json),
             ],
             wrapper_class=structlog.BoundLogger,
         )
 
     def _take(self, line: str) -> None:
-        below = self._screen.redraw() if self._screen is not None else ""
-        text = f"{line}\n{below}".encode(errors="backslashreplace")
-        self._sink.put(text, reserved=not self._output)
+        self._hand_out(Block(None, 1, line.encode() + b"\n", self._about))
+
+    def _hand_out(self, block: Block) -> None:
+        self._rings.add(block)
+        for outlet in self.outlets:
+            outlet.put(block)
+
+    def shows(self, level: str) -> bool:
+        """Whether events of this level are made."""
+        return LEVELS.get(level, 20) >= self._least
 
     def emit(self, level: str, event: str, /, **fields: Any) -> None:
         """Make one event. The fields may be a worker's words: any name, any value that JSON has."""
-        if LEVELS.get(level, 20) < self._least:
+        if not self.shows(level):
             return
-        self.tell_dropped()
-        self._make(level, event, fields)
-
-    def tell_dropped(self) -> None:
-        """Say in the log how many lines are missing from it, once there is room for that."""
-        dropped = self._sink.take_dropped()
-        if dropped:
-            self._make("warning", "log.dropped", {"sink": "stdout", "lines": dropped})
-
-    def _make(self, level: str, event: str, fields: dict[str, Any]) -> None:
         self.seq += 1
-        self._output = event in OUTPUT_EVENTS
+        model, worker = fields.get("model"), fields.get("worker")
+        known = isinstance(model, str) and (worker is None or isinstance(worker, int))
+        self._about = (model, worker) if known else (None, None)
         # As one value: among keyword arguments a fact called `self` would be an error of the call.
         getattr(self._logger, level)(event, seq=self.seq, facts=fields)
 
-    def progress(self, text: str) -> None:
-        """Show, on a terminal, what is being waited for; an empty text takes it away. Not an event."""
-        if self._screen is not None and self._screen.colors:
-            drawn = self._screen.progress(text)
-            if drawn:
-                self._sink.put(drawn.encode(), reserved=False)
+    def emit_block(
+        self, about: RingKey, source: str, count: int, render: Callable[[int], bytes]
+    ) -> None:
+        """Make `count` events of one stream; `render` is given the number of the first."""
+        first = self.seq + 1
+        self.seq += count
+        self._hand_out(Block(source, count, render(first), about))
+
+    def tell_of_outlets(self, **identity: Any) -> None:
+        """Make the events that sinks have to say of themselves."""
+        for outlet in self.outlets:
+            while said := outlet.take_said():
+                for each in said:
+                    self.emit(each.level, each.event, **identity, **each.facts)
+
+    def newest(self, count: int, model: str | None, worker: int | None) -> list[bytes]:
+        """The newest events of a worker, of a model, or of everything, as JSON lines in order."""
+        return list(self._rings.newest(count, model, worker))

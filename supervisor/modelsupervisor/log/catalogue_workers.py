@@ -1,0 +1,368 @@
+"""The events of templates and workers, and the lines of output that both write."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from modelsupervisor.log.fields import (
+    LOST_BEFORE,
+    REASON,
+    TRACEBACK,
+    Event,
+    Field,
+    Group,
+    count,
+    seconds,
+    texts,
+    word,
+)
+
+# -- lines of output --------------------------------------------------------------------------------------------------
+
+_METRIC = (
+    Field("name", "string"),
+    Field("unit", "string"),
+    Field("value", "number"),
+    Field("dimensions", "object", of="string"),
+    Field("host", "string"),
+    Field("time", "number", "Seconds since 1970."),
+    Field("request_id", "string", required=False),
+)
+
+_STREAM = word("stream", "stdout", "stderr")
+
+_LINE = (
+    Field("line", "string", "Without its newline.", required=False),
+    Field(
+        "line_b64",
+        "string",
+        "Base64, in place of `line` where the bytes are not UTF-8.",
+        required=False,
+        pattern=r"^[A-Za-z0-9+/]*={0,2}$",
+    ),
+    Field(
+        "part",
+        "integer",
+        "Counts from 1 the parts of a line that is longer than `max_line`.",
+        required=False,
+        minimum=1,
+    ),
+    Field("more", "boolean", "Another part follows.", required=False),
+    Field(
+        "partial",
+        "boolean",
+        "True on what a dead process left without a newline; else absent.",
+        required=False,
+        choices=(True,),
+    ),
+    Field(
+        "kind",
+        "string",
+        "What the line was recognised as; absent for a plain one.",
+        required=False,
+        choices=("traceback", "metric", "json"),
+    ),
+    Field(
+        "error",
+        "string",
+        "Of a traceback: its last exception line, `ValueError: boom`, at most 1000 characters; empty where there is none.",
+        kind="traceback",
+    ),
+    Field(
+        "lines",
+        "integer",
+        "Of a traceback: how many lines `line` holds, joined by newlines.",
+        minimum=1,
+        kind="traceback",
+    ),
+    Field(
+        "metric",
+        "object",
+        "Of a `[METRICS]` line: what it measured.",
+        fields=_METRIC,
+        kind="metric",
+    ),
+    Field("fields", "object", "Of a line that is one JSON object: that object.", kind="json"),
+)
+
+_IN_HAND_AT_READ = Field(
+    "in_hand_at_read",
+    "array",
+    "The ids of the requests that were in hand when the line was read, where there were any: the line may be about one of them, "
+    "or about one before.",
+    required=False,
+    of="string",
+)
+
+_LEVELS_OF_OUTPUT = ("info", "warning", "error")
+
+_WORKER_OUTPUT = Event(
+    "worker.output",
+    "worker",
+    _LEVELS_OF_OUTPUT,
+    "A line that it wrote. The level is what the line says of itself, but never below info; where it says nothing stdout is info "
+    "and stderr warning. A Python traceback is one event.",
+    (_STREAM, _IN_HAND_AT_READ, *_LINE),
+    one_of=("line", "line_b64"),
+    together=("part", "more"),
+)
+
+_TEMPLATE_OUTPUT = Event(
+    "template.output",
+    "template",
+    _LEVELS_OF_OUTPUT,
+    "A line that the template wrote; as `worker.output`.",
+    (_STREAM, *_LINE),
+    one_of=("line", "line_b64"),
+    together=("part", "more"),
+)
+
+OUTPUT = Group(
+    "Lines of output",
+    (_WORKER_OUTPUT, _TEMPLATE_OUTPUT),
+    "While no `log.dropped` says otherwise, every byte that a worker wrote is in the log: of each event of a stream, in order,\n"
+    "the bytes of `line` or `line_b64`, and a newline unless `more` or `partial` is true.",
+)
+
+# -- ends -------------------------------------------------------------------------------------------------------------
+
+_CODE = Field("code", "integer|null", "The exit code, null where it has none.")
+_SIGNAL = Field("signal", "string|null", "The signal that ended it, by name.")
+_UPTIME = seconds("uptime_s", "From the moment it was asked for.")
+_RETRY_IN = seconds("retry_in_s", "Until the next try, null where none is due.", null=True)
+_FAILURES = count("failures", "Failures in a row.")
+_CONFIG = Field(
+    "config", "string|null", "The file and line of the model; null where the end was asked for."
+)
+
+_WORKER_END = (
+    REASON,
+    _CODE,
+    _SIGNAL,
+    _UPTIME,
+    count("requests", "What this process answered."),
+    texts("in_hand", "The ids of what it did not answer, at most 64."),
+    word(
+        "next",
+        *("restart", "back_off", "failed", "wait_for_template", "stop", "none"),
+        meaning="`failed`: it gave up, see `worker.failed`; `wait_for_template`: the successor is born once the template can; "
+        "`stop`: the supervisor's start has failed with it; `none`: it was to go.",
+    ),
+    _RETRY_IN,
+    _FAILURES,
+    texts("last_lines", "Its last lines of output, at most 50, oldest first."),
+    Field(
+        "at",
+        "string",
+        "When it was seen, UTC, ISO 8601, milliseconds.",
+        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00$",
+    ),
+)
+
+# -- templates --------------------------------------------------------------------------------------------------------
+
+_VERSIONS = (
+    Field("python", "string", "The interpreter's version.", required=False),
+    *(
+        Field(name, "string", "Its version, where the model has imported it.", required=False)
+        for name in ("numpy", "mxnet", "onnxruntime", "torch")
+    ),
+)
+
+TEMPLATES = Group(
+    "Templates",
+    (
+        Event(
+            "template.starting",
+            "template",
+            ("info",),
+            "An interpreter is started that will load the model.",
+        ),
+        Event(
+            "template.ready",
+            "template",
+            ("info",),
+            "The model is loaded and, with `warmed`, was run once. Of one that died at the same moment there are no facts.",
+            (
+                *_VERSIONS,
+                Field("warmed", "boolean", required=False),
+                seconds("load_s", required=False),
+                seconds("warmup_s", required=False),
+                seconds("start_s", "From the start of the interpreter.", required=False),
+            ),
+        ),
+        Event(
+            "template.exited",
+            "template",
+            ("info", "error"),
+            "A template is gone; living workers go on.",
+            (
+                word(
+                    "cause",
+                    *("stopped", "load_failed", "start_timeout", "hung"),
+                    *("signal", "exit", "spawn_failed"),
+                    meaning="`hung`: it did not fork when asked; `spawn_failed`: there never was a process.",
+                ),
+                REASON,
+                _CODE,
+                _SIGNAL,
+                _UPTIME,
+                Field("loaded", "boolean", "It had become ready."),
+                word("next", "restart", "back_off", "failed", "stop", "none"),
+                _RETRY_IN,
+                _FAILURES,
+                _CONFIG,
+                replace(TRACEBACK, type="string|null"),
+                texts("last_lines", "Null where the end was asked for.", null=True),
+            ),
+        ),
+        Event(
+            "template.bad_message",
+            "template",
+            ("warning",),
+            "A message from a template that is not the protocol.",
+            (REASON,),
+        ),
+        Event(
+            "restart.failed",
+            "template",
+            ("error",),
+            "A `restart` was not carried out to its end; the same words went to whoever asked.",
+            (REASON,),
+        ),
+    ),
+)
+
+# -- workers ----------------------------------------------------------------------------------------------------------
+
+_PEER = (
+    count("peer_pid", "Of the client's process, as the kernel has it."),
+    Field("peer_uid", "integer", "Its user."),
+)
+_ERROR = Field("error", "string", "What went wrong, in words.")
+
+_LIVES = (
+    Event(
+        "worker.starting",
+        "worker",
+        ("info",),
+        "The template of that generation was asked to fork this worker.",
+        (Field("template", "integer", "The generation of the template.", minimum=1),),
+    ),
+    Event(
+        "worker.ready",
+        "worker",
+        ("info",),
+        "It serves.",
+        (seconds("start_s", "From the moment it was asked for."),),
+    ),
+    Event(
+        "worker.stopping",
+        "worker",
+        ("info",),
+        "It was told to finish what it has in hand and exit.",
+    ),
+    Event(
+        "worker.overdue",
+        "worker",
+        ("warning",),
+        "It has not ended by its deadline and was sent this signal: SIGTERM, then SIGKILL.",
+        (word("sent", "SIGTERM", "SIGKILL"),),
+    ),
+    Event(
+        "worker.exited",
+        "worker",
+        ("info", "warning", "error"),
+        "Exactly one for each process.",
+        (
+            word(
+                "cause",
+                *("stopped", "signal", "exit", "start_failed", "start_timeout"),
+                meaning="`start_failed`: it said itself why it could not, in `traceback`.",
+            ),
+            *_WORKER_END,
+            replace(TRACEBACK, type="string|null", required=False),
+        ),
+    ),
+    Event(
+        "worker.spawn_failed",
+        "worker",
+        ("info", "warning", "error"),
+        "The same for a birth of which no process came.",
+        (word("cause", "spawn_failed"), *_WORKER_END),
+    ),
+    Event(
+        "worker.failed",
+        "worker",
+        ("error",),
+        "`max_failures` in a row: the worker is FAILED, refuses connections, and is tried again every `retry_failed_after`.",
+        (_FAILURES, seconds("retry_in_s")),
+    ),
+    Event(
+        "worker.deaf",
+        "worker",
+        ("warning",),
+        "The stop message could not be sent; the stop deadline ends the worker.",
+        (REASON,),
+    ),
+    Event(
+        "worker.bad_message",
+        "worker",
+        ("warning",),
+        "A message from a worker that is not the protocol.",
+        (REASON,),
+    ),
+)
+
+_TOLD = (
+    Event(
+        "worker.bad_frame",
+        "worker",
+        ("warning",),
+        "A client's bytes are not the wire protocol: it was answered with `code`, and that connection was closed.",
+        (*_PEER, Field("code", "integer"), _ERROR, LOST_BEFORE),
+        told=True,
+    ),
+    Event(
+        "worker.frame_timeout",
+        "worker",
+        ("warning",),
+        "A connection that sent half a frame, or does not read its answer, was closed.",
+        (*_PEER, _ERROR, seconds("frame_timeout_s"), LOST_BEFORE),
+        told=True,
+    ),
+    Event(
+        "worker.accept_failed",
+        "worker",
+        ("warning",),
+        "The worker cannot take connections for now (no descriptors, no memory) and tries again.",
+        (_ERROR, seconds("pause_s", "Until it tries again."), LOST_BEFORE),
+        told=True,
+    ),
+    Event(
+        "request.failed",
+        "worker",
+        ("error",),
+        "The handler raised or answered what is not an answer: the batch got `code`; the worker lives.",
+        (
+            texts("request_ids", "Of the batch, at most 64."),
+            Field("requests", "integer", "How many the batch had.", minimum=1),
+            Field("code", "integer"),
+            Field("error", "string", "The exception's type."),
+            Field("message", "string", "The exception's last line."),
+            TRACEBACK,
+            LOST_BEFORE,
+        ),
+        told=True,
+    ),
+    Event(
+        "metrics.lost",
+        "worker",
+        ("warning",),
+        "The metrics that a handler recorded could not be printed; its answer was sent.",
+        (_ERROR, LOST_BEFORE),
+        told=True,
+    ),
+)
+
+WORKERS = Group("Workers", (*_LIVES, *_TOLD))

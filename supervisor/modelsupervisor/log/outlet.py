@@ -1,0 +1,189 @@
+"""One sink of the log: its buffer, whether it takes, and what is to be said when that changes.
+
+A sink that takes sets the pace: while it accepts at least PACE bytes a second, nothing is dropped for it; once half of its buffer
+is full, output is not read any further (`holds`) and a worker that is too fast is slowed by its own FIFO. A sink that does not take
+sets nobody's pace: after PATIENCE seconds below that rate output is read on, the buffer fills, and what does not fit is dropped for
+this sink alone and counted. So a stopped reader costs inference PATIENCE seconds at most, once, and only where a worker prints
+more than its FIFO holds.
+
+The bytes go out by a `Port`, which never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from modelsupervisor.log.buffer import SinkBuffer
+from modelsupervisor.log.render import Block
+
+RESERVED = 1024 * 1024  # bytes for life-cycle events beyond the limit
+WRITE = 1024 * 1024  # bytes of one write: what the largest pipe holds
+WRITES = 16  # of one flush: who reads as fast as we write may not keep us here
+PATIENCE = 0.25  # seconds
+PACE = 1024 * 1024  # bytes a second: below the slowest disk, above a person who reads
+TELL_EVERY = 10.0  # seconds between two `log.dropped` of a sink that stays stalled
+
+
+class PortClosed(Exception):
+    """Nobody will ever take what is written here; the argument is the reason."""
+
+
+class Port(Protocol):
+    """Where the bytes of a sink go."""
+
+    def write(self, payloads: list[memoryview]) -> int:
+        """Take some of these bytes without waiting; 0 for none now. Raises PortClosed."""
+
+
+class Said(NamedTuple):
+    """An event about the sink itself, to be made when the sink is not in the middle of something."""
+
+    level: str
+    event: str
+    facts: dict[str, Any]
+
+
+def as_json(block: Block) -> bytes:
+    """The form of files and pipes."""
+    return block.json
+
+
+class Outlet:
+    """A sink by name. `encode` gives a block the sink's form; a sink that is not `patient` never slows a worker; a flush is at most
+    `writes` writes of at most `most` bytes."""
+
+    def __init__(
+        self,
+        name: str,
+        port: Port,
+        limit: int,
+        encode: Callable[[Block], bytes] = as_json,
+        *,
+        wants: Callable[[Block], bool] | None = None,
+        patient: bool = True,
+        most: int = WRITE,
+        writes: int = WRITES,
+    ) -> None:
+        self.name = name
+        self.port = port
+        self.buffer = SinkBuffer(limit, RESERVED)
+        self.closed = ""  # why nothing is taken any more
+        self.trouble = ""  # what its owner knows of why it does not take
+        self.said: list[Said] = []
+        self._encode = encode
+        self._wants = wants
+        self._patient = patient
+        self._most = most
+        self._writes = writes
+        self._high = limit // 2
+        self._since: float | None = None  # begin of the present look at its pace
+        self._taken = 0  # bytes since then
+        self._takes = True  # what the look before that one showed
+        self._told_at: float | None = None
+        self._count_due = False  # how many were dropped is to be said
+        self._why = ""
+
+    def put(self, block: Block) -> None:
+        """Take a block, or drop and count it; one that it does not want is neither."""
+        if self._wants is not None and not self._wants(block):
+            return
+        if self.closed:
+            self.buffer.drop(block.source, block.events)
+            return
+        if self.buffer.stalled and block.source is not None:
+            self.buffer.drop(block.source, block.events)
+            return
+        payload = self._encode(block)
+        if self.buffer.has_room(block.source, len(payload)):
+            self.buffer.put(block.source, block.events, payload)
+            return
+        self.buffer.drop(block.source, block.events)
+        if not self.buffer.stalled:
+            self.buffer.stalled = True
+            self._why = self.reason
+            waiting = self.buffer.size
+            self._say("warning", "log.stalled", reason=self._why, buffered_bytes=waiting)
+            self._told_at = None
+
+    @property
+    def reason(self) -> str:
+        """Why it takes nothing, as far as is known here."""
+        return self.trouble or self.closed or "it does not take what is written"
+
+    def _say(self, level: str, event: str, **facts: Any) -> None:
+        self.said.append(Said(level, event, {"sink": self.name, **facts}))
+
+    def flush(self, now: float) -> None:
+        """Write what is taken without waiting."""
+        stalled = self.buffer.stalled
+        for _ in range(self._writes):
+            if not self.buffer.size:
+                break
+            try:
+                size = self.port.write(self.buffer.next_payloads(self._most))
+            except PortClosed as error:
+                self.close(str(error))
+                break
+            if not size:
+                break
+            self._taken += size
+            self.buffer.took(size)
+        if stalled and not self.buffer.stalled and not self.closed:
+            self._say("info", "log.resumed", reason=self._why)
+            self.tell_dropped()
+        elif self.buffer.untold and not self.closed:
+            if self._told_at is None:
+                self._told_at = now
+            elif now - self._told_at > TELL_EVERY:
+                self._told_at = now
+                self.tell_dropped()
+
+    def tell_dropped(self) -> None:
+        """Have it said how many events this sink is missing since it was last said."""
+        self._count_due = self.buffer.untold > 0
+
+    def take_said(self) -> list[Said]:
+        """What there is to say, each once.
+
+        A count waits while more than half of the reserve is used up: dropped itself, it would be missing in every sum.
+        """
+        room = self.closed or self.buffer.has_room(None, self.buffer.reserved // 2)
+        if self._count_due and room:
+            self._count_due = False
+            dropped = self.buffer.take_dropped()
+            facts = {"lines": dropped.events, "reason": self._why or self.reason}
+            self._say("warning", "log.dropped", **facts, streams=dropped.streams)
+        said, self.said = self.said, []
+        return said
+
+    def close(self, reason: str) -> None:
+        """Nothing will be taken any more; everything from here on is counted."""
+        if not self.closed:
+            self.closed = self._why = reason
+            self.buffer.abandon()
+            self.buffer.stalled = False
+            self._say("error", "log.closed", reason=reason)
+
+    @property
+    def backlog(self) -> bool:
+        """Something waits."""
+        return self.buffer.size > 0
+
+    def holds(self, now: float) -> bool:
+        """Whether output should wait for this sink: it is behind, but it takes."""
+        if not self._patient or self.closed or self.buffer.size < self._high:
+            self._since = None
+            return False
+        if self._since is None:
+            self._since, self._taken, self._takes = now, 0, True
+        passed = now - self._since
+        if passed >= PATIENCE:
+            self._takes = self._taken >= PACE * passed
+            self._since, self._taken = now, 0
+        return self._takes and not self.buffer.stalled
+
+    def hold_ends(self) -> float | None:
+        """When `holds` is to be asked again though nothing was taken."""
+        holding = self._since is not None and self._takes and not self.buffer.stalled
+        return self._since + PATIENCE if holding and self._since is not None else None

@@ -1,0 +1,128 @@
+"""The reading of all output: when, and when not.
+
+Output streams are in an epoll set of their own, which is one member of the loop's set. So one change keeps all of them from being
+read, while life-cycle descriptors and operators are served as ever. They are not read
+
+- for REST after a turn that found little: a worker that prints a line a microsecond would otherwise wake the loop for each line,
+  and a line costs a microsecond where a turn costs thirty [measured]; in the meantime the lines gather in the FIFO;
+- while a sink that takes is behind (`Outlet.holds`): then the writers are slowed by their own FIFOs.
+
+A traceback whose rest does not come within HOLD is given out as far as it is there.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+
+from modelsupervisor.runtime.outlets import Outlets
+from modelsupervisor.runtime.reactor import Rank, Reactor
+from modelsupervisor.runtime.streams import Stream
+
+REST = 0.002  # seconds
+# Bytes in one turn from which on there is no rest: an eighth of the smallest FIFO, which must not run full in the meantime
+PLENTY = 8 * 1024
+HOLD = 0.25  # seconds; a traceback is printed line by line within a millisecond
+
+
+class Intake:
+    """All output streams. `open` before use, `close` after."""
+
+    def __init__(self, reactor: Reactor, outlets: Outlets, now: Callable[[], float]) -> None:
+        self._reactor = reactor
+        self._outlets = outlets
+        self._now = now
+        self._streams: dict[int, Stream] = {}
+        self._unfinished: dict[int, Stream] = {}
+        self._held: dict[int, float] = {}  # when the stream's open traceback is due
+        self._epoll: select.epoll | None = None
+        self._rests_until: float | None = None
+        self._watched = False
+
+    def open(self) -> None:
+        """Make the set."""
+        self._epoll = select.epoll()
+        self._watch(True)
+
+    def close(self) -> None:
+        """Let go; the streams' descriptors are their owners'."""
+        if self._epoll is not None:
+            self._watch(False)
+            self._epoll.close()
+            self._epoll = None
+
+    def add(self, stream: Stream) -> None:
+        """Read this stream from now on."""
+        assert self._epoll is not None
+        self._epoll.register(stream.fd, select.EPOLLIN)
+        self._streams[stream.fd] = stream
+
+    def remove(self, stream: Stream) -> None:
+        """No longer read it; before its descriptor is closed."""
+        if self._streams.pop(stream.fd, None) is not None:
+            assert self._epoll is not None
+            self._epoll.unregister(stream.fd)
+        self._unfinished.pop(stream.fd, None)
+        self._held.pop(stream.fd, None)
+
+    def _watch(self, watched: bool) -> None:
+        if watched == self._watched:
+            return
+        assert self._epoll is not None
+        self._watched = watched
+        if watched:
+            self._reactor.add(self._epoll.fileno(), Rank.OUTPUT, lambda _: self._turn())
+        else:
+            self._reactor.remove(self._epoll.fileno())
+
+    def _turn(self) -> None:
+        """Serve each stream that has something, once."""
+        assert self._epoll is not None
+        now = self._now()
+        if self._outlets.holds(now):
+            self._watch(False)
+            return
+        found = self._epoll.poll(0, maxevents=max(64, len(self._streams)))
+        ready = {fd: self._streams[fd] for fd, _ in found if fd in self._streams}
+        most = 0
+        for stream in {**self._unfinished, **ready}.values():
+            if self._outlets.holds(now):
+                return
+            most = max(most, self._serve(stream, now))
+        # Every stream was served; those that have more come again, after a rest where it was little.
+        if not self._unfinished and most < PLENTY:
+            self._rests_until = now + REST
+            self._watch(False)
+
+    def _serve(self, stream: Stream, now: float) -> int:
+        size = stream.serve(self._outlets.pressed)
+        if stream.unfinished:
+            self._unfinished[stream.fd] = stream
+        else:
+            self._unfinished.pop(stream.fd, None)
+        if stream.holding:
+            self._held[stream.fd] = now + HOLD
+        else:
+            self._held.pop(stream.fd, None)
+        return size
+
+    def deadline(self) -> float | None:
+        """When `tick` has something to do."""
+        due = [*self._held.values()]
+        if self._unfinished and self._watched:
+            due.append(self._now())  # nothing in the kernel's buffers tells of these
+        if self._rests_until is not None:
+            due.append(self._rests_until)
+        return min(due, default=None)
+
+    def tick(self, now: float) -> None:
+        """Go on reading where that was put off; give out what was held for long enough."""
+        for fd in [fd for fd, due in self._held.items() if due <= now]:
+            del self._held[fd]
+            self._streams[fd].release()
+        if self._rests_until is not None and self._rests_until <= now:
+            self._rests_until = None
+        if self._rests_until is None and not self._watched and not self._outlets.holds(now):
+            self._watch(True)
+        if self._unfinished and self._watched:
+            self._turn()

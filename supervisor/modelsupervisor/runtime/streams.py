@@ -1,0 +1,231 @@
+"""The reading side of an output stream: from what a FIFO holds to blocks of events.
+
+A turn reads at most 64 KiB, and what it read is given out in blocks of some hundred events. Between two blocks it is asked whether
+the sinks are behind (`pressed`) and whether the turn has been long enough; then the rest waits here for the next turn, so that a
+chunk of 65,536 empty lines, which are twelve megabytes of events, neither fills the buffers nor holds up the loop.
+
+Who wrote a chunk is settled when it is read (`Voice`) and stays with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import termios
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modelsupervisor.log.journal import Journal, timestamp
+from modelsupervisor.log.lines import LineSplitter, Part
+from modelsupervisor.log.recognise import Recogniser, Run
+from modelsupervisor.log.render import MOST_LINES, OutputForm, RingKey
+
+TURN = 64 * 1024  # bytes that one stream may take of a turn of the loop (DESIGN §3)
+TURN_BLOCKS = 8  # blocks that one stream may give out in a turn: 64 KiB of usual lines are two
+BLOCK_BYTES = 128 * 1024  # of content in a block
+MOST_HELD = 64 * 1024  # bytes of a traceback
+# Lines of the story in `worker.exited`: the stack that faulthandler prints fits into it
+LAST_LINES = 50
+LAST_LINE_LENGTH = 2000  # characters of each
+
+LEVEL_OF = {"stdout": "info", "stderr": "warning"}
+
+
+class LastLines:
+    """The newest lines of a process, for the event that tells of its end."""
+
+    def __init__(self) -> None:
+        self._lines: deque[bytes] = deque(maxlen=LAST_LINES)
+
+    def add(self, lines: list[bytes]) -> None:
+        """Remember the newest of these lines."""
+        self._lines.extend(line[: LAST_LINE_LENGTH * 4] for line in lines[-LAST_LINES:])
+
+    def take(self) -> list[str]:
+        """The lines as people read them, oldest first; empties the store for the next process."""
+        lines = [line.decode(errors="backslashreplace")[:LAST_LINE_LENGTH] for line in self._lines]
+        self._lines.clear()
+        return lines
+
+
+@dataclass(frozen=True)
+class Voice:
+    """Whose words a chunk is: the name of its events, whom they are about and what identifies it, where its
+    last lines are kept, and the ids of the requests in hand.
+    """
+
+    event: str
+    about: RingKey
+    identity: Mapping[str, Any]
+    last_lines: LastLines
+    in_hand: tuple[str, ...] = ()
+
+
+class Stream:
+    """One output stream, a FIFO or a pipe that this process holds both ends of. `source` is its name in the accounts."""
+
+    def __init__(
+        self,
+        name: str,
+        source: str,
+        fd: int,
+        max_line: int,
+        journal: Journal,
+        voice: Callable[[], Voice],
+    ) -> None:
+        self.name = name
+        self.source = source
+        self.fd = fd
+        self.bytes_read = 0
+        self.events = 0  # made of its lines
+        self.hidden = 0  # lines below the log level, of which none was made
+        self._journal = journal
+        self._voice = voice
+        self._splitter = LineSplitter(max_line)
+        self._recogniser = Recogniser(LEVEL_OF[name], MOST_HELD)
+        self._work: deque[Run | Part] = deque()
+        self._form: OutputForm
+        self._speaker: Voice
+
+    def pending(self) -> int:
+        """Bytes that are in the kernel's buffer now."""
+        answer = fcntl.ioctl(self.fd, termios.FIONREAD, b"\0\0\0\0")
+        return int(struct.unpack("i", answer)[0])
+
+    def report(self) -> dict[str, int]:
+        """The account of the stream, for `status`: the sinks' accounts of it add up to `events`."""
+        return {"bytes": self.bytes_read, "events": self.events, "hidden_lines": self.hidden}
+
+    @property
+    def unfinished(self) -> bool:
+        """Something that was read waits to be given out."""
+        return bool(self._work)
+
+    @property
+    def holding(self) -> bool:
+        """The beginning of a traceback is held back for the rest of it."""
+        return self._recogniser.holding
+
+    def serve(self, pressed: Callable[[], bool]) -> int:
+        """One turn: read, unless something is left of the turn before, and give out; the number of bytes read."""
+        size = 0
+        if not self._work:
+            with contextlib.suppress(BlockingIOError):
+                chunk = os.read(self.fd, TURN)
+                size = len(chunk)
+                self._take(chunk, self._voice())
+        self._give_out(pressed, TURN_BLOCKS)
+        return size
+
+    def release(self) -> None:
+        """Give out what is held back: the rest of it did not come."""
+        if self._recogniser.holding:
+            self._work.extend(self._recogniser.flush())
+            self._give_out(_never, None)
+
+    def read_what_is_there(self) -> bytes:
+        """Exactly the bytes that are there now: reading until nothing is left never ends while a helper still writes."""
+        left = self.pending()
+        chunks = []
+        while left > 0:
+            try:
+                chunk = os.read(self.fd, left)
+            except BlockingIOError:
+                break
+            chunks.append(chunk)
+            left -= len(chunk)
+        return b"".join(chunks)
+
+    def finish(self, chunk: bytes, voice: Voice, pressed: Callable[[], bool]) -> None:
+        """The last bytes of a dead writer: give out everything, its unfinished line too, before its end is told.
+
+        `pressed` is asked so that the sinks get to write meanwhile; the answer cannot be waited for here.
+        """
+        self._take(chunk, voice)
+        rest = self._splitter.flush()
+        self._work.extend(self._recogniser.flush())
+        self._work.extend(each for each in rest if isinstance(each, Part))
+
+        def let_write() -> bool:
+            pressed()
+            return False
+
+        self._give_out(let_write, None)
+
+    def _take(self, chunk: bytes, voice: Voice) -> None:
+        if self._work:
+            self._give_out(_never, None)  # it is another voice's
+        self.bytes_read += len(chunk)
+        self._speaker = voice
+        self._form = OutputForm(voice.event, self.name, timestamp(), voice.identity, voice.in_hand)
+        for segment in self._splitter.feed(chunk):
+            if isinstance(segment, Part):
+                self._work.extend(self._recogniser.flush())
+                self._work.append(segment)
+            else:
+                self._work.extend(self._recogniser.feed(segment))
+
+    def _give_out(self, pressed: Callable[[], bool], blocks: int | None) -> None:
+        """Make events of what was read, for at most so many blocks."""
+        while self._work and blocks != 0:
+            self._emit(self._next_block())
+            if blocks is not None:
+                blocks -= 1
+            if pressed():
+                return
+
+    def _next_block(self) -> list[Run | Part]:
+        """Take up to MOST_LINES events off the work."""
+        block: list[Run | Part] = []
+        lines, size = 0, 0
+        while self._work and lines < MOST_LINES and size < BLOCK_BYTES:
+            item = self._work.popleft()
+            if isinstance(item, Run) and not item.kind and lines + len(item.lines) > MOST_LINES:
+                room = MOST_LINES - lines
+                self._work.appendleft(item._replace(lines=item.lines[room:]))
+                item = item._replace(lines=item.lines[:room])
+            block.append(item)
+            lines += _events(item)
+            size += len(item.content) if isinstance(item, Part) else 0
+        return block
+
+    def _emit(self, block: list[Run | Part]) -> None:
+        default = LEVEL_OF[self.name]
+        shown = []
+        for item in block:
+            level = default if isinstance(item, Part) else item.level
+            self._speaker.last_lines.add([item.content] if isinstance(item, Part) else item.lines)
+            if self._journal.shows(level):
+                shown.append((level, item))
+            else:
+                self.hidden += _events(item)
+        count = sum(_events(item) for _, item in shown)
+        if not count:
+            return
+        self.events += count
+
+        def render(seq: int) -> bytes:
+            made = []
+            for level, item in shown:
+                made.append(self._render(level, item, seq))
+                seq += _events(item)
+            return b"".join(made)
+
+        self._journal.emit_block(self._speaker.about, self.source, count, render)
+
+    def _render(self, level: str, item: Run | Part, seq: int) -> bytes:
+        if isinstance(item, Part):
+            return self._form.part(level, item, seq)
+        return self._form.run(item, seq) if item.kind else self._form.lines(level, item.lines, seq)
+
+
+def _events(item: Run | Part) -> int:
+    return len(item.lines) if isinstance(item, Run) and not item.kind else 1
+
+
+def _never() -> bool:
+    return False
