@@ -51,6 +51,9 @@ def test_defaults_are_those_of_the_table(folder: Path) -> None:
         "run_dir": None,
         "log_format": "auto",
         "log_level": "info",
+        "log_to": ("auto",),
+        "log_file": None,
+        "log_buffer": 8 * 1024 * 1024,
         "stop_timeout": 30.0,
         "on_start_failure": "exit",
         "socket_group": None,
@@ -95,6 +98,9 @@ FULL = """
 run_dir = run
 log_format = json
 log_level = debug
+log_to = journal , stdout
+log_file = digits/../new.jsonl
+log_buffer = 1.5MiB
 stop_timeout = 1.5s
 on_start_failure = continue
 socket_mode = 600
@@ -135,6 +141,9 @@ def test_every_key_is_read(folder: Path) -> None:
     supervisor, (digits, second) = settings.supervisor, settings.models
     assert supervisor.run_dir == str(folder / "run")
     assert (supervisor.log_format, supervisor.log_level) == ("json", "debug")
+    assert supervisor.log_to == ("journal", "stdout")
+    assert supervisor.log_file == str(folder / "new.jsonl")
+    assert supervisor.log_buffer == 3 * 512 * 1024
     assert (supervisor.stop_timeout, supervisor.on_start_failure) == (1.5, "continue")
     assert (supervisor.socket_mode, supervisor.cpus) == (0o600, (0,))
     assert (digits.handler, digits.workers) == ("service.py:handle", 512)
@@ -149,7 +158,7 @@ def test_every_key_is_read(folder: Path) -> None:
         "EMPTY": "",
     }
     assert (second.name, second.cpus, second.threads) == ("2.second_one-x", "none", 1)
-    assert (digits.line, second.line) == (12, 33)
+    assert (digits.line, second.line) == (15, 36)
 
 
 def test_settings_are_frozen(folder: Path) -> None:

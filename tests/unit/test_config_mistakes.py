@@ -125,11 +125,24 @@ def test_bad_line_of_a_model(folder: Path, line: str, said: str) -> None:
     assert report(folder, MINIMAL + line) == [f"4: [model:digits] {line}: {said}"]
 
 
+DESTINATIONS = "auto, none, or stdout and journal with a comma between"
 OCTAL = "expected octal permission bits for owner and group, such as 0600 or 0660"
 
 BAD_SUPERVISOR_LINES = [
     ("log_format = JSON", "expected one of json, console, auto"),
     ("log_level = loud", "expected one of debug, info, warning, error"),
+    ("log_to = syslog", f"expected {DESTINATIONS}"),
+    ("log_to = auto, stdout", f"expected {DESTINATIONS}"),
+    ("log_to = stdout, stdout", f"one is named twice; expected {DESTINATIONS}"),
+    ("log_to = none", "there would be no log at all; expected log_file beside it"),
+    ("log_file = digits", "{dir}/digits is a folder; expected a file in a folder that exists"),
+    ("log_file = no/x", "{dir}/no does not exist; expected a file in a folder that exists"),
+    (
+        "log_file = digits/service.py/x",
+        "{dir}/digits/service.py is not a folder; expected a file in a folder that exists",
+    ),
+    ("log_buffer = 512KiB", "expected a size from 1MiB to 1GiB"),
+    ("log_buffer = 8", f"the unit is missing; {SIZE}"),
     ("on_start_failure = true", "expected one of exit, continue"),
     ("socket_mode = 0700", f"a socket has no execute bit; {OCTAL}"),
     ("socket_mode = 0606", f"the run directory lets only the owner and socket_group in; {OCTAL}"),
