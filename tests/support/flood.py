@@ -20,9 +20,10 @@ from support.instance import LIMIT, ROOT, Event, Instance, is_log_writer, wait_f
 from support.schema import check
 
 MODEL = ROOT / "tests" / "models" / "flooding"
-RATE = 3_000_000  # bytes a second: a supervisor alone on its core takes ten times that
+RATE = 1_500_000  # bytes a second, three times that as events: a pipe and the smallest buffer are full at once
 WIDTH = 100  # bytes of a line
 LONGEST_WAIT = 1.0  # seconds for an answer while a worker floods: ten times what is seen on two busy cores
+SLOWEST = 3.0  # times what a stretch of answers took before
 FLOODED = "echo/0 stdout"  # the stream, as the accounts name it
 
 
@@ -68,8 +69,8 @@ class Pinger:
             raise self._failures[0]
         assert self.longest < LONGEST_WAIT, f"an answer took {self.longest:.3f} s"
 
-    def wait_answers(self, count: int = 20) -> None:
-        """Return when every worker has given so many more answers."""
+    def wait_answers(self, count: int = 30) -> None:
+        """Return when every worker has given so many more answers: a stretch of inference while something is wrong."""
         goal = [answers + count for answers in self.answers]
 
         def there() -> bool:
@@ -82,22 +83,30 @@ class Pinger:
 class Flooded:
     """An instance of two workers of the model `flooding`, of which the first floods its standard output; both are asked."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Instance, rate: int = RATE) -> None:
         self.instance = instance
         self.pinger = Pinger(instance)
         self.lines = 0  # that the worker has printed in all, once the flood was stopped
+        self._rate = rate
+        self._calm = 0.0  # seconds for a stretch of answers when nothing was wrong
 
     def __enter__(self) -> Flooded:
-        self.begin()
+        ask(self.instance, "flood", rate=self._rate, width=WIDTH)
         self.pinger.__enter__()
+        begun = time.monotonic()
+        self.pinger.wait_answers()
+        self._calm = time.monotonic() - begun
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.pinger.__exit__(*exc)
 
-    def begin(self, rate: int = RATE) -> None:
-        """Print from now on."""
-        ask(self.instance, "flood", rate=rate, width=WIDTH)
+    def goes_on(self) -> None:
+        """The workers answer at the rate at which they did when nothing was wrong, but for what others take of the machine."""
+        begun = time.monotonic()
+        self.pinger.wait_answers()
+        taken = time.monotonic() - begun
+        assert taken < SLOWEST * self._calm + LONGEST_WAIT, (taken, self._calm)
 
     def stop(self) -> None:
         """Print no more. Returns when every line was made an event."""
@@ -117,18 +126,18 @@ class Flooded:
         account: dict[str, Any] = found
         return account
 
-    def wait_dropped(self, name: str, count: int = 1) -> None:
+    def dropped(self, name: str) -> int:
+        """Lines of the flood that a sink is missing so far."""
+        return int(self.account(name)["streams"].get(FLOODED, {"dropped": 0})["dropped"])
+
+    def wait_dropped(self, name: str, count: int = 2000) -> None:
         """Return when a sink has been missing so many lines of the flood."""
 
-        def dropped() -> bool:
-            streams = self.account(name)["streams"]
-            return bool(streams.get(FLOODED, {"dropped": 0})["dropped"] >= count)
+        wait_for(lambda: self.dropped(name) >= count, f"{count} lines dropped for {name}")
 
-        wait_for(dropped, f"{count} lines dropped for {name}\n{self.account(name)}")
-
-    def wait_state(self, name: str, state: str) -> None:
-        """Return when a sink is as it should be."""
-        wait_for(lambda: self.account(name)["state"] == state, f"{name} to be {state}")
+    def wait_open(self, name: str) -> None:
+        """Return when nothing is wrong with a sink."""
+        wait_for(lambda: self.account(name)["state"] == "open", f"{name} to be open")
 
     def wait_drained(self, name: str) -> None:
         """Return when nothing waits for a sink; its events of the flood are all logged or dropped then."""
@@ -196,6 +205,14 @@ def events_in(*paths: Path) -> list[Event]:
 def check_whole(events: list[Event]) -> None:
     """Every event made is there, once and in order."""
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+
+
+def check_complete(path: Path, lines: int) -> list[Event]:
+    """A copy that has everything: each event once and in order, and each of so many lines of the flood; returns its events."""
+    events = events_in(path)
+    check_whole(events)
+    assert lines_in(events) == lines
+    return events
 
 
 def check_gaps(events: list[Event], sink: str, lines: int) -> int:

@@ -155,6 +155,17 @@ def test_worker_is_written_for_python_3_8(module: Module) -> None:
         assert "__future__.annotations" in {found.name for found in imports(module)}
 
 
+LOG_PURE = ("lines", "recognise", "records", "render", "buffer", "outlet", "ring", "fields")
+
+
+@of_each([m for m in EVERY_SUPERVISOR if m.name in {f"modelsupervisor.log.{n}" for n in LOG_PURE}])
+def test_what_becomes_of_a_line_is_decided_without_looking(module: Module) -> None:
+    """Splitting, recognising, rendering and accounting see bytes and the time they are given: no clock, file or logger."""
+    allowed = (*PURE, "modelsupervisor.log", "base64", "heapq", "json", "math", "msgspec")
+    wrong = [found for found in imports(module) if not within(found.name, *allowed)]
+    assert wrong == []
+
+
 @of_each(EVERY_SUPERVISOR)
 def test_supervisor_arrows(module: Module) -> None:
     """The command line is on top, the gateway never uses the runtime, configuration and clients need neither."""
@@ -163,6 +174,7 @@ def test_supervisor_arrows(module: Module) -> None:
         "modelsupervisor.gateway": ("modelsupervisor.runtime", "modelsupervisor.core"),
         "modelsupervisor.config": ("modelsupervisor.runtime", "modelsupervisor.core"),
         "modelsupervisor.client": ("modelsupervisor.runtime", "modelsupervisor.core"),
+        "modelsupervisor.log": ("modelsupervisor.runtime", "modelsupervisor.core"),
     }
     for found in imports(module):
         assert not (below_cli and within(found.name, "modelsupervisor.cli")), found

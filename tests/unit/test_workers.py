@@ -54,6 +54,9 @@ class Birth:
             board=cast(Any, None),
             pid=os.getpid(),
             allowed_cpus=(0,),
+            intake=cast(Any, None),
+            outlets=cast(Any, None),
+            servants=set(),
             doomed=set(),
         )
         templates = _Templates(self.template_pid)

@@ -29,11 +29,15 @@ class PortClosed(Exception):
     """Nobody will ever take what is written here; the argument is the reason."""
 
 
+class PortFailing(Exception):
+    """Nothing can be written now, which may pass; the argument is the reason."""
+
+
 class Port(Protocol):
     """Where the bytes of a sink go."""
 
     def write(self, payloads: list[memoryview]) -> int:
-        """Take some of these bytes without waiting; 0 for none now. Raises PortClosed."""
+        """Take some of these bytes without waiting; 0 for none now. Raises PortFailing, PortClosed."""
 
 
 class Said(NamedTuple):
@@ -83,6 +87,7 @@ class Outlet:
         self._told_at: float | None = None
         self._count_due = False  # how many were dropped is to be said
         self._why = ""
+        self._failing = False  # the port said so; `trouble` is its
 
     def put(self, block: Block) -> None:
         """Take a block, or drop and count it; one that it does not want is neither."""
@@ -122,6 +127,9 @@ class Outlet:
                 break
             try:
                 size = self.port.write(self.buffer.next_payloads(self._most))
+            except PortFailing as error:
+                self._fail(str(error))
+                break
             except PortClosed as error:
                 self.close(str(error))
                 break
@@ -129,6 +137,7 @@ class Outlet:
                 break
             self._taken += size
             self.buffer.took(size)
+            self._recover()
         if stalled and not self.buffer.stalled and not self.closed:
             self._say("info", "log.resumed", reason=self._why)
             self.tell_dropped()
@@ -138,6 +147,20 @@ class Outlet:
             elif now - self._told_at > TELL_EVERY:
                 self._told_at = now
                 self.tell_dropped()
+
+    def _fail(self, reason: str) -> None:
+        if not self._failing:
+            self._failing = True
+            self.trouble = f"it cannot be written: {reason}"
+            again = "it is tried again with the next event"
+            self._say("error", "log.failed", path=None, reason=self.trouble, next=again)
+
+    def _recover(self) -> None:
+        if self._failing:
+            self._failing = False
+            reason, self.trouble = self.trouble, ""
+            if not self.buffer.stalled:  # else it is said when half of the buffer is free
+                self._say("info", "log.resumed", reason=reason)
 
     def tell_dropped(self) -> None:
         """Have it said how many events this sink is missing since it was last said."""

@@ -38,9 +38,9 @@ def json_level(line: bytes) -> str | None:
         content = msgspec.json.decode(line)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    members = _count_members(content)
-    # Each member has its colon behind a quote. Where a text has such a pair too, the slow way tells.
-    if members is None or (len(_MEMBER.findall(line)) != members and _has_double_key(line)):
+    flat = line.count(b"{") == 1 and b"[" not in line
+    members = len(content) if flat else _count_members(content)
+    if members is None or (line.count(b":") != members and _repeats(line, members)):
         return None
     if content.get("level").__class__ in (int, float):
         return _LEVEL_NUMBERS.get(content["level"], "")
@@ -49,6 +49,11 @@ def json_level(line: bytes) -> str | None:
         if isinstance(word, str) and word.upper() in _LEVEL_WORDS:
             return _LEVEL_WORDS[word.upper()]
     return ""
+
+
+def _repeats(line: bytes, members: int) -> bool:
+    """Whether a key is given twice: each member has a colon behind a quote; where texts have such pairs too, the slow way tells."""
+    return len(_MEMBER.findall(line)) != members and _has_double_key(line)
 
 
 def _count_members(content: Any) -> int | None:

@@ -68,11 +68,16 @@ class OutputForm:
         known["stream"] = stream
         if in_hand:
             known["in_hand_at_read"] = list(in_hand)
-        # Without its braces, and fit for a bytes pattern
-        self._middle = b"," + json_text(known)[1:-1].replace(b"%", b"%%") + b","
+        self._middle = b"," + json_text(known)[1:-1] + b","  # without its braces
 
     def _pattern(self, level: str, rest: bytes) -> bytes:
-        return self._begin + level.encode() + self._event + b"%d" + self._middle + rest + b"}\n"
+        middle = self._middle.replace(b"%", b"%%")
+        return self._begin + level.encode() + self._event + b"%d" + middle + rest + b"}\n"
+
+    def _one(self, level: str, seq: int, rest: bytes) -> bytes:
+        number = b"%d" % seq
+        parts = (self._begin, level.encode(), self._event, number, self._middle, rest, b"}\n")
+        return b"".join(parts)
 
     def lines(self, level: str, lines: Sequence[bytes], seq: int) -> bytes:
         """Whole plain lines, the first of them as event number `seq`."""
@@ -97,12 +102,12 @@ class OutputForm:
             # The object's own bytes, which were found to be JSON: numbers keep their digits, keys their order. A carriage return
             # can only be white space there, and readers exist that would end the line at it.
             rest += b',"fields":' + content.strip().replace(b"\r", b" ")
-        return self._pattern(run.level, b"%b") % (seq, rest)
+        return self._one(run.level, seq, rest)
 
     def part(self, level: str, part: Part, seq: int) -> bytes:
         """A part of a line."""
         rest = _line(part.content) + b"," + _encode(part.marks())[1:-1]
-        return self._pattern(level, b"%b") % (seq, rest)
+        return self._one(level, seq, rest)
 
 
 def _line(content: bytes) -> bytes:

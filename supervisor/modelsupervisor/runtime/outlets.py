@@ -194,7 +194,7 @@ class Outlets:
                 "name": outlet.name,
                 "path": getattr(outlet.port, "path", None),
                 "state": _state(outlet),
-                "reason": outlet.closed or outlet.trouble or None,
+                "reason": _reason(outlet),
                 "buffered_bytes": outlet.buffer.size,
                 "streams": {
                     source or "events": {
@@ -244,6 +244,11 @@ class Outlets:
             if not waiting or left <= 0:
                 return
             poll.poll(min(left, 0.1) * 1000)
+
+
+def _reason(outlet: Outlet) -> str | None:
+    known = outlet.closed or outlet.trouble
+    return known or (outlet.reason if outlet.buffer.stalled else None)
 
 
 def _state(outlet: Outlet) -> str:

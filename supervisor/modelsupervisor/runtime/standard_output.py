@@ -15,9 +15,10 @@ import signal
 import socket
 import stat
 
-from modelsupervisor.log.outlet import PortClosed
+from modelsupervisor.log.outlet import PortClosed, PortFailing
 
-_PASSING = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS})
+_PASSING = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOBUFS})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def needs_writer(fd: int) -> bool:
@@ -64,7 +65,7 @@ class StandardOutput:
         return self._socket.fileno() if self._socket is not None else self._fd
 
     def write(self, payloads: list[memoryview]) -> int:
-        """Write some of it without waiting. Raises PortClosed where its reader is gone."""
+        """Write some of it without waiting. Raises PortFailing where a device is full, PortClosed where its reader is gone."""
         try:
             if self._socket is not None:
                 return self._socket.sendmsg(payloads, (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -74,10 +75,13 @@ class StandardOutput:
                 return self._write_terminal(payloads)
             return os.writev(self._fd, payloads)
         except OSError as error:
-            # EPIPE, EIO of a terminal that hung up: nobody will ever read this. ENOSPC and the like may pass.
             if error.errno in _PASSING:
                 return 0
-            raise PortClosed(error.strerror or str(error)) from None
+            reason = error.strerror or str(error)
+            if error.errno in _FULL:
+                raise PortFailing(reason) from None
+            # EPIPE, EIO of a terminal that hung up: nobody will ever read this.
+            raise PortClosed(reason) from None
 
     def _write_asked(self, payload: memoryview) -> int:
         poll = select.poll()

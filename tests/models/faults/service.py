@@ -122,11 +122,10 @@ def _copy(fault):
 
 
 def _flood(fault):
-    """Write this to descriptors in turn, without end."""
-    text = fault["text"].encode()
+    """Write a text to each descriptor in turn, without end; `texts` is of pairs."""
     while True:
-        for fd in fault["fds"]:
-            _write_all(fd, text)
+        for fd, text in fault["texts"]:
+            _write_all(fd, text.encode())
 
 
 def _log(fault):
@@ -178,9 +177,9 @@ _NUMBERED_LINES = """
 import os, sys
 number = 0
 while True:  # a write of at most 4096 bytes (PIPE_BUF) goes into a pipe whole, or not at all
-    block = "".join("%s %020d\\n" % (sys.argv[1], n) for n in range(number, number + 80))
+    block = "".join("%s %020d\\n" % (sys.argv[1], n) for n in range(number, number + 40))
     os.write(1, block.encode())
-    number += 80
+    number += 40
 """
 
 
