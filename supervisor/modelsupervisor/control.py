@@ -17,6 +17,7 @@ a process cannot fail to send when it is gone.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -31,6 +32,8 @@ from modelsupervisor.paths import control_socket
 from modelsupervisor.unixsocket import BacklogFull, dial
 
 MAX_LINE = 1024 * 1024  # bytes of one message with its newline
+# Bytes of an event: the longest line of output that a configuration allows (max_line), every byte escaped
+MAX_EVENT = 128 * 1024 * 1024
 # Seconds for what the supervisor answers at once: it never blocks, but the machine may be busy.
 ANSWER_TIMEOUT = 10.0
 
@@ -104,10 +107,11 @@ class NoArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LineBuffer:
-    """Bytes in, whole lines out; holds at most one unfinished line of MAX_LINE bytes beside what
+    """Bytes in, whole lines out; holds at most one unfinished line of `limit` bytes beside what
     one feed brought."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_LINE) -> None:
+        self.limit = limit
         self._held = bytearray()
         self._searched = 0  # no newline before here: a line trickled byte by byte costs O(n) in all
 
@@ -119,8 +123,8 @@ class LineBuffer:
         """The next whole line without its newline, None when there is none yet;
         ControlError(bad_request) when too long."""
         end = self._held.find(b"\n", self._searched)
-        if (end if end >= 0 else len(self._held)) >= MAX_LINE:
-            raise ControlError(BAD_REQUEST, f"a line of more than {MAX_LINE} bytes")
+        if (end if end >= 0 else len(self._held)) >= self.limit:
+            raise ControlError(BAD_REQUEST, f"a line of more than {self.limit} bytes")
         if end < 0:
             self._searched = len(self._held)
             return None
@@ -254,14 +258,24 @@ class ControlConnection:
             raise ControlError(FAILED, "the supervisor's answer does not belong to what was asked")
         return reply.result
 
-    def events(self) -> Iterator[bytes]:
-        """The JSON lines of the events that the supervisor sends after the answer to `logs`, until it closes; waits for each."""
+    def events(self, reader: int = -1) -> Iterator[bytes]:
+        """The JSON lines of the events that the supervisor sends after the answer to `logs`, until it closes; waits for each.
+
+        `reader` is the descriptor that the caller writes them to: BrokenPipeError when nobody reads there any more, also while no
+        event comes.
+        """
+        self._lines.limit = MAX_EVENT
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        if reader >= 0:
+            poll.register(reader, 0)
         while True:
             line = self._lines.next_line()
             if line is not None:
                 yield line
                 continue
-            self._wait(select.POLLIN, None)
+            if any(fd == reader for fd, _ in poll.poll()):
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
             try:
                 chunk = self._sock.recv(65536)
             except BlockingIOError:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support.disks import Disk, block_disk, memory_disk
+from support.disks import block_disk, memory_disk
 from support.flood import (
     Flooded,
     check_complete,
@@ -259,11 +259,12 @@ def test_a_file_that_is_deleted(instance: Make) -> None:
     made = instance()
     file = configured(made)
     made.start()
-    with Flooded(made) as flooded, file.open("rb") as deleted:
-        file.unlink()
-        made.wait_event("log.reopened")
-        flooded.goes_on()
-        flooded.stop()
+    with file.open("rb") as deleted:
+        with Flooded(made) as flooded:
+            file.unlink()
+            made.wait_event("log.reopened")
+            flooded.goes_on()
+            flooded.stop()
         stop_in_time(made)
         check_files([Path(f"/proc/self/fd/{deleted.fileno()}"), file], flooded.lines)
     told = said(check_complete(made.log, flooded.lines), "file")
@@ -321,7 +322,10 @@ def test_the_logrotate_example(instance: Make) -> None:
     made.start()
     example = Path(__file__).parents[2] / "conf" / "logrotate" / "modelsupervisor"
     text = example.read_text()
-    for installed, ours in (("/var/log/modelsupervisor", folder), ("/run/modelsupervisor", made.run_dir)):
+    for installed, ours in (
+        ("/var/log/modelsupervisor", folder),
+        ("/run/modelsupervisor", made.run_dir),
+    ):
         assert installed in text
         text = text.replace(installed, str(ours))
     with Flooded(made) as flooded:
@@ -409,7 +413,7 @@ def test_a_writer_that_is_killed_again_and_again(instance: Make) -> None:
     with Flooded(made, rate=300_000) as flooded:
         for number in range(1, 4):
             os.kill(file_writer(made, file), signal.SIGKILL)
-            made.wait_event("log.writer_exited", count=number)
+            made.wait_event("log.resumed", count=number)
             flooded.goes_on()
         flooded.stop()
         flooded.wait_open("file")

@@ -253,7 +253,7 @@ def test_the_writer_of_standard_output_is_killed(instance: Make) -> None:
         for number in range(1, 4):
             (writer,) = wait_for(lambda: log_writers(made), "the log writer")
             os.kill(writer, signal.SIGKILL)
-            made.wait_event("log.writer_exited", count=number)
+            made.wait_event("log.resumed", count=number)
             flooded.goes_on()
         flooded.stop()
         flooded.wait_drained("stdout")

@@ -22,7 +22,9 @@ from support.schema import check
 MODEL = ROOT / "tests" / "models" / "flooding"
 RATE = 1_500_000  # bytes a second, three times that as events: a pipe and the smallest buffer are full at once
 WIDTH = 100  # bytes of a line
-LONGEST_WAIT = 1.0  # seconds for an answer while a worker floods: ten times what is seen on two busy cores
+LONGEST_WAIT = (
+    1.0  # seconds for an answer while a worker floods: ten times what is seen on two busy cores
+)
 SLOWEST = 3.0  # times what a stretch of answers took before
 FLOODED = "echo/0 stdout"  # the stream, as the accounts name it
 

@@ -65,8 +65,16 @@ def logs(
 
 def _show(control: ControlConnection, as_json: bool) -> None:
     form = _json_form() if as_json else _text_form()
-    for line in control.events():
+    for line in control.events(_reader()):
         say(form(line))
+
+
+def _reader() -> int:
+    """The descriptor of standard output, -1 where it has none."""
+    try:
+        return sys.stdout.fileno()
+    except (AttributeError, OSError):
+        return -1
 
 
 def _text_form() -> Callable[[bytes], bytes]:

@@ -86,6 +86,7 @@ class Outlet:
         self._takes = True  # what the look before that one showed
         self._told_at: float | None = None
         self._count_due = False  # how many were dropped is to be said
+        self.stall_told = False  # and its end was not yet
         self._why = ""
         self._failing = False  # the port said so; `trouble` is its
 
@@ -106,22 +107,26 @@ class Outlet:
         self.buffer.drop(block.source, block.events)
         if not self.buffer.stalled:
             self.buffer.stalled = True
-            self._why = self.reason
-            waiting = self.buffer.size
-            self._say("warning", "log.stalled", reason=self._why, buffered_bytes=waiting)
-            self._told_at = None
+            self._tell_stall()
 
     @property
     def reason(self) -> str:
         """Why it takes nothing, as far as is known here."""
         return self.trouble or self.closed or "it does not take what is written"
 
+    def _tell_stall(self) -> None:
+        if not self.stall_told:
+            self.stall_told = True
+            self._why = self.reason
+            waiting = self.buffer.size
+            self._say("warning", "log.stalled", reason=self._why, buffered_bytes=waiting)
+            self._told_at = None
+
     def _say(self, level: str, event: str, **facts: Any) -> None:
         self.said.append(Said(level, event, {"sink": self.name, **facts}))
 
     def flush(self, now: float) -> None:
         """Write what is taken without waiting."""
-        stalled = self.buffer.stalled
         for _ in range(self._writes):
             if not self.buffer.size:
                 break
@@ -138,7 +143,9 @@ class Outlet:
             self._taken += size
             self.buffer.took(size)
             self._recover()
-        if stalled and not self.buffer.stalled and not self.closed:
+        # With trouble left, what was taken only went some way, and that is no end of the stall.
+        if self.stall_told and not (self.buffer.stalled or self.trouble or self.closed):
+            self.stall_told = False
             self._say("info", "log.resumed", reason=self._why)
             self.tell_dropped()
         elif self.buffer.untold and not self.closed:
@@ -159,7 +166,7 @@ class Outlet:
         if self._failing:
             self._failing = False
             reason, self.trouble = self.trouble, ""
-            if not self.buffer.stalled:  # else it is said when half of the buffer is free
+            if not self.stall_told:  # else it is said when half of the buffer is free
                 self._say("info", "log.resumed", reason=reason)
 
     def tell_dropped(self) -> None:

@@ -7,11 +7,13 @@ closed: by the supervisor when everything is said, by the operator at any time.
 
 from __future__ import annotations
 
+import select
 import socket
+from collections.abc import Callable
 
 from modelsupervisor.control import LogsArguments
 from modelsupervisor.log.journal import Journal
-from modelsupervisor.log.outlet import Outlet, PortClosed
+from modelsupervisor.log.outlet import Outlet
 from modelsupervisor.log.render import Block
 from modelsupervisor.runtime.operators import Operator, Operators
 
@@ -21,18 +23,23 @@ class _Connection:
 
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
+        self._broken = False
+
+    @property
+    def left(self) -> bool:
+        """The operator is gone, which is no fault of a sink and no event."""
+        return self._broken or self._operator.fileno() < 0
 
     def write(self, payloads: list[memoryview]) -> int:
-        if self._operator.fileno() < 0:
-            raise PortClosed("the operator left")
-        if self._operator.unsent:
+        if self.left or self._operator.unsent:
             return 0  # the answer goes before the events
         try:
             return self._operator.connection.sendmsg(payloads, (), socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return 0
-        except OSError as error:
-            raise PortClosed(error.strerror or str(error)) from None
+        except OSError:
+            self._broken = True
+            return 0
 
 
 class Followers:
@@ -41,19 +48,23 @@ class Followers:
     def __init__(self, journal: Journal, limit: int) -> None:
         self._journal = journal
         self._limit = limit
-        self._all: list[tuple[Outlet, Operator, bool]] = []
+        self._all: list[tuple[Outlet, _Connection, Operator, bool]] = []
 
     def add(self, operators: Operators, operator: Operator, asked: LogsArguments) -> None:
         """Hand over what the rings have, and with `follow` everything from now on. The caller has answered."""
 
+        name = f"logs of pid {operator.pid}"
+        itself = b'"sink":"%s"' % name.encode()  # what it misses, it is told, whatever it asked for
+
         def wanted(block: Block) -> bool:
             model, worker = block.about
-            return (asked.model is None or model == asked.model) and (
-                asked.index is None or worker == asked.index
-            )
+            return (
+                (asked.model is None or model == asked.model)
+                and (asked.index is None or worker == asked.index)
+            ) or (block.source is None and itself in block.json)
 
-        name = f"logs of pid {operator.pid}"
-        outlet = Outlet(name, _Connection(operator), self._limit, patient=False, wants=wanted)
+        connection = _Connection(operator)
+        outlet = Outlet(name, connection, self._limit, patient=False, wants=wanted)
         lines, size = [], 0
         for line in reversed(self._journal.newest(asked.lines, asked.model, asked.index)):
             size += len(line)
@@ -66,17 +77,33 @@ class Followers:
         if asked.follow:
             self._journal.outlets.append(outlet)
         operators.stream(operator)
-        self._all.append((outlet, operator, asked.follow))
+        self._all.append((outlet, connection, operator, asked.follow))
 
     def flush(self, operators: Operators, now: float) -> None:
         """Send what is taken; let go of those that left and those that have everything."""
         for entry in list(self._all):
-            outlet, operator, follows = entry
+            outlet, connection, operator, follows = entry
             outlet.flush(now)
-            if outlet.closed or (not follows and not outlet.backlog):
+            if connection.left or (not follows and not outlet.backlog):
                 self._all.remove(entry)
                 if follows:
                     self._journal.outlets.remove(outlet)
                 operators.end_stream(operator)
             else:
                 operators.await_room(operator, outlet.backlog)
+
+    def end(self, now: Callable[[], float], seconds: float) -> None:
+        """Everything is said: send what waits, for at most so long to those that take it."""
+        deadline = now() + seconds
+        while True:
+            poll = select.poll()
+            waiting = False
+            for outlet, connection, operator, _ in self._all:
+                outlet.flush(now())
+                if outlet.backlog and not connection.left:
+                    poll.register(operator.fileno(), select.POLLOUT)
+                    waiting = True
+            left = deadline - now()
+            if not waiting or left <= 0:
+                return
+            poll.poll(left * 1000)

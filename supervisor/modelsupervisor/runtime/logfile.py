@@ -157,9 +157,7 @@ class LogFile:
 
     def _recover(self) -> None:
         reason, self.outlet.trouble = self.outlet.trouble, ""
-        if (
-            reason and not self.outlet.buffer.stalled
-        ):  # else the outlet says so when it has room again
+        if reason and not self.outlet.stall_told:  # else the outlet says so when it has room again
             self._say("info", "log.resumed", reason=reason)
 
     def _say(self, level: str, event: str, **facts: object) -> None:
@@ -216,10 +214,15 @@ class LogFile:
         ):  # it is dying, or stuck with a thousand unread requests of this kind
             self._channel.send({"kind": "reopen", "at": at, "reason": reason})
 
-    def finish(self, deadline: float) -> int:
-        """End of file for the writer, and wait until everything is in the file; the bytes that did not get there in time."""
+    def finish(self, deadline: float) -> str:
+        """End of file for the writer, and wait until everything is in the file; what there is to say of what is not."""
         if self._writing < 0:
-            return 0
+            return ""
+        if self._pidfd >= 0 and processes.peek_exit(self._pidfd) is not None:
+            self._let_go()
+        if self._pidfd < 0 and self._unwritten():
+            with contextlib.suppress(OSError):  # then it stays unwritten
+                self._spawn()
         self._reactor.remove(self._writing)
         os.close(self._writing)
         self._writing = -1
@@ -236,7 +239,10 @@ class LogFile:
         left = self._unwritten() if gone else _held(self._reading)
         os.close(self._reading)
         os.close(self._inner[0])
-        return left
+        if left or not gone:
+            least = "" if gone else "at least "
+            return f"{least}{left} bytes were not written in time at the end"
+        return ""
 
 
 def _large_pipe() -> tuple[int, int]:

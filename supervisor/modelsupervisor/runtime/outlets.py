@@ -22,6 +22,7 @@ from modelsupervisor.runtime.reactor import Rank, Reactor
 from modelsupervisor.runtime.standard_output import StandardOutput, needs_writer
 
 UNBOUNDED = 1 << 40
+LEAST = 0.5  # seconds that each file has at the end, also when another has used up all the time
 
 
 class WatchedPort(Port, Protocol):
@@ -219,15 +220,22 @@ class Outlets:
         self._drain(deadline, **identity)
         for outlet in self._ports:
             self._watch(outlet, -1)
-        for file in self._files:
-            left = file.finish(deadline)
-            if left:
-                file.outlet.close(f"{left} bytes were not written in time at the end")
-        self._journal.tell_of_outlets(**identity)
-        self._drain(deadline + 0.1, **identity)
+        # One that is behind goes first, so that the others are still told of it.
+        for file in sorted(self._files, key=lambda each: not each.outlet.backlog):
+            self._finish(file, deadline, **identity)
         self._standard.close()
         if self._journald is not None:
             self._journald.close()
+
+    def _finish(self, file: LogFile, deadline: float, **identity: Any) -> None:
+        left = file.finish(max(deadline, self._now() + LEAST))
+        if left:
+            file.outlet.close(left)
+        else:
+            self._journal.outlets.remove(file.outlet)
+        del self._ports[file.outlet]
+        self._journal.tell_of_outlets(**identity)
+        self._drain(self._now() + LEAST, **identity)
 
     def _drain(self, deadline: float, **identity: Any) -> None:
         """Flush until nothing waits or it is time."""

@@ -13,11 +13,14 @@ import psutil
 
 from modelsupervisor import __version__
 from modelsupervisor.core.states import Slot, State
+from modelsupervisor.log.render import json_text
 from modelsupervisor.runtime.board import NOTHING
 from modelsupervisor.runtime.edge import Edge
 from modelsupervisor.runtime.workers import Workers
 
 PSS_KEPT = 10.0
+# Bytes of all last lines and tracebacks: a quarter of what an answer may have (control.MAX_LINE)
+STORIES = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Reporter:
         self._run_dir = run_dir
         self._begun = begun
         self._memory: dict[int, _Memory] = {}
+        ends = 2 * sum(model.workers for model in edge.settings.models)
+        self._room = STORIES // max(1, ends)
 
     def status(self, state: State) -> dict[str, Any]:
         """The result of the control command `status`."""
@@ -87,8 +92,8 @@ class Reporter:
             "pss_bytes": memory.pss,
             "requests": place.answered_before + reading.requests,
             "restarts": place.restarts,
-            "last_exit": place.last_exit,
-            "last_crash": place.last_crash,
+            "last_exit": _within(self._room, place.last_exit),
+            "last_crash": _within(self._room, place.last_crash),
             "output": {stream.name: stream.report() for stream in place.streams},
             "socket": place.path("sock"),
             "stdout": place.path("stdout"),
@@ -108,3 +113,26 @@ class Reporter:
                 seen = _Memory(now, None, None)
             self._memory[pid] = seen
         return seen
+
+
+def _within(room: int, told: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What is told of an end, with as much of its traceback and of its last lines as there is room for: the newest of both."""
+    if told is None:
+        return None
+    shown = dict(told)
+    if told.get("traceback"):
+        lines = _newest(room // 2, str(told["traceback"]).rstrip("\n").split("\n"))
+        shown["traceback"] = "\n".join(lines)
+        room //= 2
+    shown["last_lines"] = _newest(room, told["last_lines"])
+    return shown
+
+
+def _newest(room: int, lines: list[str]) -> list[str]:
+    kept: list[str] = []
+    for line in reversed(lines):
+        room -= len(json_text(line)) + 1
+        if room < 0:
+            break
+        kept.append(line)
+    return kept[::-1]

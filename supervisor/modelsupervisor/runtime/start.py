@@ -24,10 +24,10 @@ from modelsupervisor.core.events import Event
 from modelsupervisor.core.placement import Demand, Placement, place
 from modelsupervisor.core.states import Policy, SlotKey, State
 from modelsupervisor.errors import ConfigurationError, Problem, StartError
-from modelsupervisor.paths import parse_worker_socket
 from modelsupervisor.log.catalogue import SCHEMA_VERSION
 from modelsupervisor.log.journal import Journal
 from modelsupervisor.log.ring import Rings, ring_size
+from modelsupervisor.paths import parse_worker_socket
 from modelsupervisor.runtime import rundir as files
 from modelsupervisor.runtime.board import Board
 from modelsupervisor.runtime.edge import Edge, ModelPlan
@@ -319,6 +319,8 @@ class Session:
                 "info", "supervisor.stopped", pid=os.getpid(), code=code, uptime_s=uptime
             )
         self._outlets.end(LAST_FLUSH, pid=os.getpid())
+        if self._supervisor is not None:
+            self._supervisor.end_followers()
         self._intake.close()
         if self._operators is not None:
             self._operators.close()

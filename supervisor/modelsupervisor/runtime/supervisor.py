@@ -9,7 +9,6 @@ a worker's death and its successor's birth lies no other work.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import traceback
 from collections import Counter, deque
@@ -62,6 +61,7 @@ from modelsupervisor.runtime.workers import Workers
 ORPHAN_ROUNDS = 8  # generations of a fork bomb that the end still follows
 ORPHAN_PATIENCE = 1.0  # seconds for one killed process to be gone
 FAULTS_BORNE = 10  # of one descriptor
+LAST_WORDS = 0.2  # seconds at the end for operators that read the log, but not at once
 PROGRESS_STEP = 0.2  # seconds between two looks of the progress line on a terminal
 
 
@@ -226,6 +226,10 @@ class Supervisor:
         self._edge.outlets.flush(pid=self._edge.pid)
         if self._operators is not None:
             self._followers.flush(self._operators, self._edge.now())
+
+    def end_followers(self) -> None:
+        """At the very end: the last events go to who still follows."""
+        self._followers.end(self._edge.now, LAST_WORDS)
 
     def _show_refusals(self, before: State) -> None:
         for key, slot in self._state.slots.items():
