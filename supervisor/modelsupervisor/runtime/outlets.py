@@ -154,7 +154,9 @@ class Outlets:
 
     def holds(self, now: float) -> bool:
         """Whether reading output should wait for a sink."""
-        return any([outlet.holds(now) for outlet in self._journal.outlets])
+        # Each is asked: asking is what it measures its sink's pace by.
+        asked = [outlet.holds(now) for outlet in self._journal.outlets]
+        return any(asked)
 
     def pressed(self) -> bool:
         """Let a sink that much waits for write, in the midst of a turn; whether reading should still wait for one."""
