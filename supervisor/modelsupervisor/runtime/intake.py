@@ -38,6 +38,7 @@ class Intake:
         self._epoll: select.epoll | None = None
         self._rests_until: float | None = None
         self._watched = False
+        self._turned = False  # since `tick`: one turn of the loop reads one turn's worth
 
     def open(self) -> None:
         """Make the set."""
@@ -78,6 +79,7 @@ class Intake:
     def _turn(self) -> None:
         """Serve each stream that has something, once."""
         assert self._epoll is not None
+        self._turned = True
         now = self._now()
         if self._outlets.holds(now):
             self._watch(False)
@@ -124,5 +126,6 @@ class Intake:
             self._rests_until = None
         if self._rests_until is None and not self._watched and not self._outlets.holds(now):
             self._watch(True)
-        if self._unfinished and self._watched:
+        if self._unfinished and self._watched and not self._turned:
             self._turn()
+        self._turned = False
