@@ -42,7 +42,7 @@ lint: $(VENV)/.installed-develop ## check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-test ## measure restarts and round trips
+bench: $(VENV)/.installed-test ## measure restarts, round trips and capture
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
 docs: $(VENV)/.installed-run ## write the reference pages that are made from the code

@@ -1,9 +1,9 @@
 """What comes of a flood of output: from FIFO to JSON file, against a bare reader of the FIFO and against printing to a file.
 
-The supervisor and its log writer share one core (`cpus`), the printing worker has another, and the bare reader runs where the
-supervisor does: what is measured is the path, not how many cores it may spread over. A rate counts from the first print until the
-last line is in the file; the worker takes the first reading and we the second, looking at the file's end every millisecond once
-the worker has answered. The monotonic clock is one for all processes.
+The supervisor (`cpus`) and its log writer (which is put there) share one core, the printing worker has another, and the bare reader
+runs where the supervisor does: what is measured is the path, not how many cores it may spread over. A rate counts from the first
+print until the last line is in the file; the worker takes the first reading and we the second, looking at the file's end every
+millisecond once the worker has answered. The monotonic clock is one for all processes.
 
 One and the same worker process writes to its FIFO, to the bare reader's and so on, so that both sides of a ratio have one writer;
 the sides take turns. After each flood the events in the file are counted: a line that is missing or doubled ends the benchmark.
@@ -105,7 +105,16 @@ class Printer:
         self._socket = str(running.run_dir / "printer.0.sock")
         self._ours = {"supervisor": running.process.pid, **_log_writer(running.process.pid)}
         self._pids = {**self._ours, "worker": running.worker("printer")["pid"]}
+        self._keep_to_core()
         self._at_first = {name: _memory(pid, "VmRSS") for name, pid in self._ours.items()}
+
+    def _keep_to_core(self) -> None:
+        """Put the log writer where the supervisor is: it is not there by itself, if it was started before `cpus` took effect."""
+        core = os.sched_getaffinity(self._ours["supervisor"])
+        if len(core) != 1 or core == os.sched_getaffinity(self._pids["worker"]):
+            raise SystemExit(f"the supervisor is on {core}, not alone on a core")
+        for pid in self._ours.values():
+            os.sched_setaffinity(pid, core)
 
     def write(self, request: Request) -> tuple[float, float]:
         """Have the worker write; when it began and when it ended."""
@@ -175,9 +184,9 @@ def _log_writer(pid: int) -> dict[str, int]:
     return {"log writer": found[0]} if found else {}
 
 
-def _file_printer() -> subprocess.Popen[str]:
-    """The printing program without a supervisor, its standard output line-buffered as a worker's is."""
-    program = [sys.executable, str(MODEL / "service.py")]
+def _file_printer(*arguments: str) -> subprocess.Popen[str]:
+    """The printing program without a supervisor."""
+    program = [sys.executable, str(MODEL / "service.py"), *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(program, stdin=pipe, stderr=pipe, env=environment(), text=True)
 
@@ -197,7 +206,9 @@ def _print_to_file(process: subprocess.Popen[str], request: Request) -> Flood:
 
 @dataclass(frozen=True)
 class Sides:
-    """Everything that takes turns. `fifo` and `file` are where the bare reader and the bare program's lines go."""
+    """Everything that takes turns. `fifo` and `file` are where the bare reader's and the bare programs' lines go; `bare` is
+    line-buffered as a worker is, `buffered` as Python is where standard output is a file.
+    """
 
     logging: Printer
     piping: Printer
@@ -205,6 +216,7 @@ class Sides:
     reader: BareReader
     fifo: str
     bare: subprocess.Popen[str]
+    buffered: subprocess.Popen[str]
     file: str
 
     def round(self, count: int | None = None) -> dict[str, Flood]:
@@ -215,6 +227,7 @@ class Sides:
 
         ours, fifo = self.logging, self.fifo
         return {
+            "buffered": _print_to_file(self.buffered, some(PRINT, into=self.file)),
             "file": _print_to_file(self.bare, some(PRINT, into=self.file)),
             "print": ours.logged(some(PRINT)),
             "print, bare": ours.flood(some(PRINT, into=fifo), self.reader.ended),
@@ -250,9 +263,12 @@ def _sides() -> Iterator[Sides]:
         file.touch()
         reader = BareReader(core, str(fifo), f"{printer.ENDING}\n")
         stack.callback(reader.close)
-        bare = _file_printer()
+        bare, buffered = _file_printer(), _file_printer("--buffered")
         stack.callback(bare.communicate)
-        yield Sides(Printer(to_file), Printer(to_pipe), drain, reader, str(fifo), bare, str(file))
+        stack.callback(buffered.communicate)
+        yield Sides(
+            Printer(to_file), Printer(to_pipe), drain, reader, str(fifo), bare, buffered, str(file)
+        )
 
 
 def measure() -> list[Figure]:
@@ -319,5 +335,11 @@ def _ratios(floods: dict[str, list[Flood]]) -> list[Figure]:
             f"{spread(slowed)} of {beside}",
             f"< {ASKED_SLOWED:.0f}",
             median(slowed) < ASKED_SLOWED,
+        ),
+        Figure(
+            "print to a file through Python's own buffer, without a supervisor, 1,000 lines/s",
+            spread(_rate(floods["buffered"])),
+            "what a process may lose 8 KiB for",
+            True,
         ),
     ]

@@ -10,8 +10,11 @@ import itertools
 import os
 import random
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from support.faults import (
     request,
     template_pid,
 )
-from support.instance import Event, Instance, wait_for
+from support.instance import LIMIT, Event, Instance, state_of, wait_for
 
 Running = Callable[..., Instance]
 
@@ -226,6 +229,55 @@ def test_any_stream_comes_out_of_the_log_as_it_went_in(
     assert bytes_read == {source: len(carried) for source, carried in instance.carried.items()}
     assert filecmp.cmp(instance.log, short_tmp / "sink.jsonl", shallow=False)
     assert grown < 20_000_000, f"{grown} bytes"
+
+
+@contextmanager
+def slow_reader(copy: Path) -> Iterator[int]:
+    """A pipe whose reader takes some 16 MB a second and keeps them; gives the writing end."""
+    reading, writing = os.pipe()
+
+    def read() -> None:
+        with open(reading, "rb", buffering=0) as pipe, copy.open("wb") as file:
+            while chunk := pipe.read(65536):
+                file.write(chunk)
+                time.sleep(0.004)  # its pace
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+        reader.join(LIMIT)
+
+
+def test_a_fifo_full_of_empty_lines_at_a_death_fits_into_no_buffer(
+    long_instance: LongInstance, short_tmp: Path
+) -> None:
+    """Its events are some hundred times its size, and all of it is there at the end: still no sink that takes misses one."""
+    lines = 120_000
+    instance, copy = long_instance, short_tmp / "copy.jsonl"
+    instance.log = short_tmp / "sink.jsonl"
+    with slow_reader(copy) as writing:
+        instance.start(stdout=writing)
+        before = memory(instance.pid, "VmRSS")
+        pid = instance.worker()["pid"]
+        words = {"do": "write", "text": "\n" * lines}
+        instance.signal(signal.SIGSTOP)
+        try:
+            with Caller(instance.socket(), request("all", of=[words, KILL])):
+                wait_for(lambda: state_of(pid) == "Z", "the worker to have died")
+        finally:
+            instance.signal(signal.SIGCONT)
+        exited = instance.wait_event("worker.exited")
+        assert (exited["pid"], exited["signal"]) == (pid, "SIGKILL")
+        assert echo(instance)
+        assert memory(instance.pid, "VmHWM") - before < 20_000_000
+        check_accounts(instance.status())
+        assert instance.stop() == 0
+    instance.events()
+    assert instance.carried["echo/0 stdout"] == b"\n" * lines
+    assert filecmp.cmp(copy, instance.log, shallow=False)
 
 
 # -- seq --------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""The log file in trouble, while a worker floods it: a disk that is full, slow or stuck, a file that is taken away, a writer that is
-killed. Inference and standard output go on, everything is accounted for, and everything resumes.
+"""The log file in trouble, while a worker floods it: a disk that is full, slow or stuck, a file that is taken away, a writer
+that is killed. Inference and standard output go on, everything is accounted for, and everything resumes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def check_both(made: Instance, copy: list[Event], lines: int) -> list[tuple[str,
 
 # -- a disk that is slow ------------------------------------------------------------------------------------------------------
 
-MOMENTS = [2.0, pytest.param(10.0, marks=pytest.mark.slow)]
+MOMENTS = [1.5, pytest.param(10.0, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("seconds", MOMENTS)

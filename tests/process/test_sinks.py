@@ -7,17 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from support.faults import ask
 from support.flood import (
     Flooded,
     check_complete,
     check_gaps,
-    check_whole,
+    cpu_seconds,
     events_in,
     file_writer,
     flooding,
@@ -91,7 +93,7 @@ def stop_in_time(made: Instance) -> None:
 
 
 def test_a_stopped_reader_and_its_return(instance: Make) -> None:
-    """Lines for it are dropped and counted, nobody else notices; continued, it is told how many, and gets everything from then on."""
+    """Lines for it are dropped and counted, nobody else notices; continued, it is told how many, and gets everything after that."""
     made = instance()
     with read_by_cat(made) as reader:
         with Flooded(made) as flooded:
@@ -131,6 +133,33 @@ def test_a_reader_that_is_stopped_again_and_again(instance: Make) -> None:
     assert check_gaps(copy, "stdout", flooded.lines) > 1500
     stalls = [("log.stalled", NOT_TAKING), ("log.resumed", NOT_TAKING)]
     assert said(check_complete(made.log, flooded.lines), "stdout") == 3 * stalls
+
+
+def test_a_reader_that_is_slow_but_reads(instance: Make) -> None:
+    """Nothing is dropped for one that takes some megabytes a second: the worker that floods is slowed, its answers are not."""
+    made = with_file(instance())
+    reading, writing = os.pipe()
+    made.start(stdout=writing)
+    os.close(writing)
+    chunks: list[bytes] = []
+
+    def read_slowly() -> None:
+        while chunk := os.read(reading, 65536):
+            chunks.append(chunk)
+            time.sleep(0.015)  # the reader's pace: 4 MB a second
+
+    reader = threading.Thread(target=read_slowly)
+    reader.start()
+    with Flooded(made, rate=10_000_000) as flooded:
+        wait_for(lambda: flooded.account("stdout")["buffered_bytes"] > 500_000, "it to be behind")
+        flooded.goes_on()
+        flooded.stop()
+        assert flooded.dropped("stdout") == 0
+    stop_in_time(made)
+    reader.join()
+    os.close(reading)
+    check_complete(made.log, flooded.lines)
+    assert b"".join(chunks) == made.log.read_bytes()
 
 
 def test_the_end_does_not_wait_for_a_stopped_reader(instance: Make) -> None:
@@ -261,4 +290,31 @@ def test_the_writer_of_standard_output_is_killed(instance: Make) -> None:
     events = check_complete(made.log, flooded.lines)
     gone = [("log.writer_exited", "killed by SIGKILL"), ("log.resumed", "its log writer is gone")]
     assert said(events, "stdout") == 3 * gone
-    check_whole(events)
+
+
+def test_a_reader_that_is_behind_costs_nothing(instance: Make) -> None:
+    """A worker falls silent while the buffer is more than half full, and not full: the supervisor sleeps until there is something."""
+    made = instance("log.closed")
+    reading, writing = os.pipe()
+    log = made.folder / "file.jsonl"
+    made.write(made.model(), f"log_file = {log}\nlog_buffer = 1MiB")
+    made.log = log
+    made.start(stdout=writing)
+    os.close(writing)
+    burst = ("x" * 99 + "\n") * 160
+    written = 0
+    while made.status()["log"]["sinks"][0]["buffered_bytes"] < 512 * 1024:
+        made.signal(signal.SIGSTOP)  # it finds the burst as a whole
+        ask(made, "write", text=burst)
+        made.signal(signal.SIGCONT)
+        written += len(burst)
+        wait_for(
+            lambda: made.worker()["output"]["stdout"]["bytes"] == written, "the burst to be read"
+        )
+    assert made.status()["log"]["sinks"][0]["state"] == "open"
+    time.sleep(0.3)  # past PATIENCE, from where on nobody waits for this reader
+    before = cpu_seconds(made.pid)
+    time.sleep(0.5)  # a stretch to measure, not a wait
+    assert cpu_seconds(made.pid) - before < 0.1
+    os.close(reading)
+    stop_in_time(made)

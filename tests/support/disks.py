@@ -1,10 +1,11 @@
-"""File systems that only the supervisor under test sees, so that they can be full, read-only or stuck; needs root, else the test skips.
+"""File systems that only the supervisor under test sees, so that they can be full or stuck. Needs root, else the test skips.
 
 They are mounted in a mount namespace which the supervisor's command line makes, and looked at from outside through /proc.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import os
@@ -31,7 +32,7 @@ def _may_mount() -> bool:
 
 
 class Disk:
-    """A file system at `folder` for the supervisor that `start` starts. What lies there is reached by `seen`, also after its end."""
+    """A file system at `folder` for the supervisor that `start` starts; `seen` reaches what lies there, also after its end."""
 
     def __init__(self, folder: Path, options: str, source: str = "none") -> None:
         if not _may_mount():
@@ -60,11 +61,6 @@ class Disk:
         """The path here of a file there."""
         return Path(f"/proc/self/fd/{self._open}/{name}")
 
-    def mount(self, instance: Instance, *arguments: str) -> None:
-        """Mount something in the namespace of the supervisor."""
-        line = ["nsenter", "--mount", f"--target={instance.pid}", "mount", *arguments]
-        subprocess.run(line, check=True)
-
     def freeze(self) -> None:
         """Whoever writes waits in the kernel from now on; no signal ends it."""
         fcntl.ioctl(self._open, _FREEZE, 0)
@@ -72,10 +68,8 @@ class Disk:
     def thaw(self) -> None:
         """Let them go on, where it is frozen."""
         if self._open >= 0:
-            try:
+            with contextlib.suppress(OSError):  # it was not frozen, or cannot be
                 fcntl.ioctl(self._open, _THAW, 0)
-            except OSError:
-                pass  # it was not frozen, or cannot be
 
 
 def memory_disk(folder: Path, size: int) -> Disk:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from modelsupervisor.client import Client
+from modelsupervisor.errors import ClientError
 from support.faults import ask
 from support.instance import LIMIT, ROOT, Event, Instance, is_log_writer, wait_for
 from support.schema import check
@@ -35,7 +36,7 @@ class Pinger:
     def __init__(self, instance: Instance, workers: int = 2) -> None:
         self.longest = 0.0
         self.answers = [0] * workers
-        self._failures: list[BaseException] = []
+        self._failures: list[ClientError | AssertionError] = []
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=self._ping, args=(index, str(instance.socket(index=index))))
@@ -50,7 +51,7 @@ class Pinger:
                     assert client.predict(b"ping").body == b"ping"
                     self.longest = max(self.longest, time.monotonic() - asked)
                     self.answers[index] += 1
-        except BaseException as error:
+        except (ClientError, AssertionError) as error:
             self._failures.append(error)
 
     def __enter__(self) -> Pinger:
@@ -223,7 +224,7 @@ def check_gaps(events: list[Event], sink: str, lines: int) -> int:
     numbers = [event["seq"] for event in events]
     assert numbers == sorted(set(numbers)), "doubled, or out of order"
     told = [event for event in events if event["event"] == "log.dropped" and event["sink"] == sink]
-    missing = numbers[-1] - len(numbers)
+    missing: int = numbers[-1] - len(numbers)
     assert sum(event["lines"] for event in told) == missing, (told, missing)
     assert sum(event["streams"].get(FLOODED, 0) for event in told) == lines - lines_in(events)
     return missing
@@ -247,3 +248,9 @@ def said(events: list[Event], sink: str) -> list[tuple[str, str]]:
         for event in events
         if event.get("sink") == sink and event["event"] not in ("log.dropped", "log.opened")
     ]
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -77,6 +77,8 @@ def test_a_block_larger_than_the_limit() -> None:
     assert buffer.has_room(None, 40)
     buffer.took(1)
     assert buffer.has_room(None, 1100) and not buffer.has_room(None, 1101)
+    buffer.put(OUT, 1, b"x" * 5000)
+    assert buffer.has_room(None, 100) and not buffer.has_room(None, 101)
 
 
 def test_one_byte_over_half_is_not_half_free() -> None:
@@ -126,3 +128,5 @@ def test_nobody_will_take_it() -> None:
     assert buffer.tallies == {OUT: Tally(dropped=2), None: Tally(dropped=1)}
     assert buffer.take_dropped() == Dropped(3, {OUT: 2})
     assert buffer.has_room(None, 1100) and not buffer.has_room(None, 1101)
+    buffer.put(OUT, 1, b"x" * 5000)
+    assert buffer.has_room(None, 100) and not buffer.has_room(None, 101)

@@ -82,9 +82,9 @@ def test_a_line_has_no_power_over_the_terminal() -> None:
 
 def test_a_workers_traceback() -> None:
     """Its first line is where a line stands, the others are below it; none has power over the terminal."""
-    told = "Traceback (most recent call last):\n  \x1b[2Jx\nValueError: y"
+    told = "Traceback (most recent call last):\x07\n  \x1b[2Jx\nValueError: y"
     first, *below = shown(**OUTPUT, line=told, kind="traceback", error="ValueError: y").split("\n")
-    assert first.endswith(" echo/3 | Traceback (most recent call last):")
+    assert first.endswith(" echo/3 | Traceback (most recent call last):\\x07")
     assert below == ["    |   \\x1b[2Jx", "    | ValueError: y"]
 
 

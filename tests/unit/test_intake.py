@@ -297,3 +297,7 @@ def test_after_the_end(loop: Loop) -> None:
     loop.intake.close()
     loop.intake.close()
     assert not loop.turn()
+    awake = Loop()
+    awake.intake.close()
+    assert not awake.turn() and not awake.reactor._watches
+    awake.close()

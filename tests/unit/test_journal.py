@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from modelsupervisor.log.console import Console
-from modelsupervisor.log.journal import Journal, timestamp
+from modelsupervisor.log.journal import DEEPEST, Journal, timestamp
 from modelsupervisor.log.outlet import Outlet, Said
 from modelsupervisor.log.ring import Rings
 from support.schema import check
@@ -143,16 +144,23 @@ def test_the_newest_events() -> None:
 
 
 def test_what_a_sink_says_is_an_event() -> None:
-    """With the identity of the supervisor; said once; also what a sink says because of another's event."""
+    """With the identity of the supervisor; said once; also what a sink says because of another's event, or of its own."""
     log = Log()
-    small = Outlet("file", ScriptedPort(0), 1)
-    small.buffer.reserved = 0
-    log.journal.outlets.append(small)
+    for name in ("file", "journal"):
+        small = Outlet(name, ScriptedPort(0), 1)
+        small.buffer.reserved = 0
+        log.journal.outlets.insert(0, small)
+    small.said.append(Said("info", "log.opened", {"sink": "journal"}))
     log.outlet.said.append(Said("warning", "log.failed", {"sink": "stdout", "reason": "x"}))
     log.journal.tell_of_outlets(pid=7)
     log.journal.tell_of_outlets(pid=7)
     told = [(event["event"], event["sink"], event["pid"]) for event in log.events()]
-    assert told == [("log.failed", "stdout", 7), ("log.stalled", "file", 7)]
+    assert told == [
+        ("log.opened", "journal", 7),
+        ("log.stalled", "journal", 7),
+        ("log.stalled", "file", 7),
+        ("log.failed", "stdout", 7),
+    ]
 
 
 def test_dropped_lines_are_told_and_are_the_gap() -> None:
@@ -225,6 +233,21 @@ def nested(depth: int) -> list[Any]:
     for _ in range(depth):
         made = [made]
     return made
+
+
+@pytest.mark.parametrize("wrap", [lambda x: [x], lambda x: {"a": x}, lambda x: (x,)])
+def test_how_deep_a_fact_is_shown(wrap: Callable[[Any], Any]) -> None:
+    """DEEPEST levels, whatever they are made of."""
+    fact: Any = wrap("bottom")
+    for _ in range(DEEPEST):
+        fact = wrap(fact)
+    log = Log()
+    log.journal.emit(
+        "info", "worker.told", shown=fact, also=fact["a"] if isinstance(fact, dict) else fact[0]
+    )
+    (event,) = log.events()
+    assert "bottom" not in str(event["shown"]) and "…" in str(event["shown"])
+    assert "bottom" in str(event["also"])
 
 
 @pytest.mark.parametrize("console", [False, True])

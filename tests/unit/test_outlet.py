@@ -205,12 +205,30 @@ def test_the_count_of_a_sink_that_stays_stalled() -> None:
     sink.outlet.flush(100.1 + TELL_EVERY)
     ((name, facts),) = sink.said()
     assert (name, facts["lines"]) == ("log.dropped", 1)
-    sink.outlet.flush(200.0)
-    assert sink.said() == []
     sink.put(ERR, 4, 10)
-    sink.outlet.flush(201.0)
+    sink.outlet.flush(101.0 + TELL_EVERY)
+    assert sink.said() == []
+    sink.outlet.flush(100.2 + 2 * TELL_EVERY)
     ((_, facts),) = sink.said()
     assert facts["streams"] == {ERR: 4}
+    sink.outlet.flush(1000.0)
+    assert sink.said() == []
+
+
+def test_the_next_stall_is_another() -> None:
+    """Its first count is told TELL_EVERY after it began, not after the one before."""
+    sink = Sink()
+    sink.stall()
+    sink.outlet.flush(0.0)
+    sink.take(LIMIT)
+    sink.said()
+    sink.stall()
+    sink.said()
+    for now in (100.0, 100.0 + TELL_EVERY):
+        sink.outlet.flush(now)
+        assert sink.said() == []
+    sink.outlet.flush(100.1 + TELL_EVERY)
+    assert [name for name, _ in sink.said()] == ["log.dropped"]
 
 
 def test_a_count_is_not_dropped_itself() -> None:
@@ -277,6 +295,7 @@ def test_a_stalled_reader_that_left() -> None:
     sink.port.gone = "Broken pipe"
     sink.outlet.flush(0.0)
     assert sink.said() == [("log.closed", {"reason": "Broken pipe"})]
+    assert not sink.outlet.buffer.stalled
     sink.outlet.tell_dropped()
     assert sink.said() == [
         ("log.dropped", {"lines": 11, "reason": "Broken pipe", "streams": {OUT: 11}})
@@ -324,6 +343,16 @@ def test_who_keeps_the_pace_holds_on(behind: Sink) -> None:
     behind.take(int(PACE * PATIENCE) - 1, now)
     behind.put(OUT, 1, int(PACE * PATIENCE) - 1)
     assert not behind.outlet.holds(now)
+
+
+def test_what_was_taken_before_does_not_count() -> None:
+    """A look begins when half is full: a sink that took much and then stopped is not waited for longer than any other."""
+    sink = Sink(limit=BIG)
+    sink.put(OUT, 1, BIG)
+    sink.take(BIG, 1.0)
+    sink.put(OUT, 1, BIG)
+    assert sink.outlet.holds(2.0)
+    assert not sink.outlet.holds(2.0 + PATIENCE)
 
 
 def test_a_late_look_measures_a_rate(behind: Sink) -> None:

@@ -144,12 +144,14 @@ def test_whose_line_is_settled_when_it_is_read(source: Source) -> None:
     source.serve(always)
     source.generation, source.in_hand = 2, ()
     source.serve()
-    source.prints(b"b\n")
-    source.serve()
+    source.prints(b"b\n" * 600)
+    source.serve(always)
+    source.in_hand = ("r3",)
+    source.finish(b"c\n")
     events = source.events()
-    assert {event["generation"] for event in events[:600]} == {1}
-    assert all(event["in_hand_at_read"] == ["r1", "r2"] for event in events[:600])
-    assert events[600]["generation"] == 2 and "in_hand_at_read" not in events[600]
+    assert [event["generation"] for event in events] == [1] * 600 + [2] * 601
+    in_hand = [event.get("in_hand_at_read") for event in events]
+    assert in_hand == [["r1", "r2"]] * 600 + [None] * 600 + [["r3"]]
 
 
 def test_a_long_line(make: Callable[..., Source]) -> None:

@@ -6,7 +6,8 @@ standard output during the call. The last line is ENDING. The answer is two read
 a machine share: `began` before the first line, `ended` when the last was written.
 
 As a program it takes the same requests from standard input, a line each, and answers on standard error, so that what a handler does
-can be measured where no supervisor reads. Its standard output is line-buffered as a worker's is.
+can be measured where no supervisor reads. Its standard output is line-buffered as a worker's is; with `--buffered` it is left as
+Python has it for a file.
 """
 
 from __future__ import annotations
@@ -115,6 +116,6 @@ def handle(data: Any, context: Any) -> list[str] | None:
 
 if __name__ == "__main__":
     assert isinstance(sys.stdout, io.TextIOWrapper)
-    sys.stdout.reconfigure(line_buffering=True)
+    sys.stdout.reconfigure(line_buffering="--buffered" not in sys.argv)
     for asked in sys.stdin:
         print(json.dumps(_perform(json.loads(asked))), file=sys.stderr, flush=True)

@@ -178,7 +178,7 @@ class Outlet:
 
         A count waits while more than half of the reserve is used up: dropped itself, it would be missing in every sum.
         """
-        room = self.closed or self.buffer.has_room(None, self.buffer.reserved // 2)
+        room = self.buffer.has_room(None, self.buffer.reserved // 2)
         if self._count_due and room:
             self._count_due = False
             dropped = self.buffer.take_dropped()

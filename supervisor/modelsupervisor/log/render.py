@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -89,8 +88,11 @@ class OutputForm:
         else:
             pattern = self._pattern(level, b'"line":%b')
             encoded = list(map(_encode, texts))
-        numbered = zip(range(seq, seq + len(encoded)), encoded, strict=True)
-        return (pattern * len(encoded)) % tuple(chain.from_iterable(numbered))
+        count = len(encoded)
+        values: list[Any] = [None] * (2 * count)
+        values[::2] = range(seq, seq + count)
+        values[1::2] = encoded
+        return (pattern * count) % tuple(values)
 
     def run(self, run: Run, seq: int) -> bytes:
         """One event of a kind of its own: a traceback, a metric, a JSON line."""

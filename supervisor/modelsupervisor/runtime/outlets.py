@@ -175,7 +175,11 @@ class Outlets:
         return min((each for each in due if each is not None), default=None)
 
     def tick(self, now: float) -> None:
-        """Start again what went wrong, where it is time."""
+        """Start again what went wrong, and look again at who was behind, where it is time."""
+        for outlet in self._journal.outlets:
+            ends = outlet.hold_ends()
+            if ends is not None and ends <= now:
+                outlet.holds(now)  # else its time stays over, and the loop never rests
         for file in self._files:
             file.tick(now)
         if self._journald is not None:

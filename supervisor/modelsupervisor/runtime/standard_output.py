@@ -2,7 +2,7 @@
 
 O_NONBLOCK belongs to the open file and not to the descriptor, so it may not be set on what the shell handed us: the terminal would
 be left non-blocking for everybody. A pipe or terminal is opened anew by way of /proc; a socket is written with MSG_DONTWAIT; where
-opening anew is not allowed, it is asked first whether it would take PIPE_BUF bytes, and then given no more than that. A regular
+opening anew is not allowed, it is asked first whether it has room, and then given no more than it must have. A regular
 file has no such thing as not waiting; it is a log writer's (`logfile`).
 """
 
@@ -19,6 +19,9 @@ from modelsupervisor.log.outlet import PortClosed, PortFailing
 
 _PASSING = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOBUFS})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Bytes of one write to a terminal that was asked: the kernel says that a pseudo-terminal has room in steps of 256 bytes, and a
+# newline takes two of them. A longer write waits for its reader although it was said that there is room [measured].
+_TERMINAL_ROOM = 128
 
 
 def needs_writer(fd: int) -> bool:
@@ -88,8 +91,9 @@ class StandardOutput:
         poll.register(self._fd, select.POLLOUT)
         if not poll.poll(0):
             return 0
-        chunk = [payload[: select.PIPE_BUF]]
-        return self._write_terminal(chunk) if self.is_terminal else os.writev(self._fd, chunk)
+        if self.is_terminal:
+            return self._write_terminal([payload[:_TERMINAL_ROOM]])
+        return os.writev(self._fd, [payload[: select.PIPE_BUF]])
 
     def _write_terminal(self, payloads: list[memoryview]) -> int:
         """Write to a terminal, also from its background under `stty tostop`.

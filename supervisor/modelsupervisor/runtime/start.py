@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import gc
 import grp
 import os
 import resource
@@ -189,9 +190,9 @@ class Session:
         self._intake.open()
         code = 0
         try:
-            self._open_log()
             edge = self._prepare()
             supervisor = self._make(edge, begun)
+            gc.freeze()  # what is here now stays: collecting need not look at it again
             code = supervisor.run()
         except _Stopped:
             pass
@@ -224,6 +225,7 @@ class Session:
         _become_subreaper()
         if settings.supervisor.cpus is not None:
             os.sched_setaffinity(0, settings.supervisor.cpus)
+        self._open_log()  # after that: a log writer keeps to the supervisor's CPUs
         self._rundir.open()
         self._rundir.lock(settings.source)
         self._journal.emit(

@@ -177,9 +177,9 @@ _NUMBERED_LINES = """
 import os, sys
 number = 0
 while True:  # a write of at most 4096 bytes (PIPE_BUF) goes into a pipe whole, or not at all
-    block = "".join("%s %020d\\n" % (sys.argv[1], n) for n in range(number, number + 40))
+    block = "".join("%s %020d\\n" % (sys.argv[1], n) for n in range(number, number + 30))
     os.write(1, block.encode())
-    number += 40
+    number += 30
 """
 
 
