@@ -292,8 +292,13 @@ def test_the_writer_of_standard_output_is_killed(instance: Make) -> None:
     assert said(events, "stdout") == 3 * gone
 
 
+def wait_read(made: Instance, size: int) -> None:
+    """Return when so many bytes of the worker's stdout were read."""
+    wait_for(lambda: made.worker()["output"]["stdout"]["bytes"] == size, f"{size} bytes")
+
+
 def test_a_reader_that_is_behind_costs_nothing(instance: Make) -> None:
-    """A worker falls silent while the buffer is more than half full, and not full: the supervisor sleeps until there is something."""
+    """A worker falls silent while the buffer is more than half full, and not full: the supervisor sleeps."""
     made = instance("log.closed")
     reading, writing = os.pipe()
     log = made.folder / "file.jsonl"
@@ -308,9 +313,7 @@ def test_a_reader_that_is_behind_costs_nothing(instance: Make) -> None:
         ask(made, "write", text=burst)
         made.signal(signal.SIGCONT)
         written += len(burst)
-        wait_for(
-            lambda: made.worker()["output"]["stdout"]["bytes"] == written, "the burst to be read"
-        )
+        wait_read(made, written)
     assert made.status()["log"]["sinks"][0]["state"] == "open"
     time.sleep(0.3)  # past PATIENCE, from where on nobody waits for this reader
     before = cpu_seconds(made.pid)

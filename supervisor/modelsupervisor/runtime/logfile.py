@@ -214,6 +214,11 @@ class LogFile:
         ):  # it is dying, or stuck with a thousand unread requests of this kind
             self._channel.send({"kind": "reopen", "at": at, "reason": reason})
 
+    def behind(self) -> tuple[bool, int]:
+        """Whether it is in trouble, and the bytes that its writer has not taken: by these, files can be put in order."""
+        held = _held(self._reading) if self._reading >= 0 else 0
+        return bool(self.outlet.trouble), held + self.outlet.buffer.size
+
     def finish(self, deadline: float) -> str:
         """End of file for the writer, and wait until everything is in the file; what there is to say of what is not."""
         if self._writing < 0:

@@ -119,8 +119,8 @@ class Outlets:
 
     @property
     def terminal(self) -> bool:
-        """Events are shown to a person who watches."""
-        return self._standard.is_terminal and self.console is not None
+        """Events are shown to a person who watches, on a terminal that may be drawn on."""
+        return self._standard.is_terminal and self.console is not None and self.console.colors
 
     def progress(self, text: str) -> None:
         """Show, on a terminal, what is being waited for; an empty text takes it away. Not an event."""
@@ -227,7 +227,7 @@ class Outlets:
         for outlet in self._ports:
             self._watch(outlet, -1)
         # One that is behind goes first, so that the others are still told of it.
-        for file in sorted(self._files, key=lambda each: not each.outlet.backlog):
+        for file in sorted(self._files, key=LogFile.behind, reverse=True):
             self._finish(file, deadline, **identity)
         self._standard.close()
         if self._journald is not None:

@@ -19,9 +19,7 @@ from modelsupervisor.log.outlet import PortClosed, PortFailing
 
 _PASSING = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOBUFS})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-# Bytes of one write to a terminal that was asked: the kernel says that a pseudo-terminal has room in steps of 256 bytes, and a
-# newline takes two of them. A longer write waits for its reader although it was said that there is room [measured].
-_TERMINAL_ROOM = 128
+_TERMINAL_TURN = 512  # bytes of one call where each is asked for: a millisecond
 
 
 def needs_writer(fd: int) -> bool:
@@ -89,11 +87,13 @@ class StandardOutput:
     def _write_asked(self, payload: memoryview) -> int:
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
-        if not poll.poll(0):
-            return 0
-        if self.is_terminal:
-            return self._write_terminal([payload[:_TERMINAL_ROOM]])
-        return os.writev(self._fd, [payload[: select.PIPE_BUF]])
+        if not self.is_terminal:
+            return os.writev(self._fd, [payload[: select.PIPE_BUF]]) if poll.poll(0) else 0
+        # A terminal that says that it has room need not have it for two bytes, and a write of more waits for its reader [measured].
+        done = 0
+        while done < min(len(payload), _TERMINAL_TURN) and poll.poll(0):
+            done += self._write_terminal([payload[done : done + 1]])
+        return done
 
     def _write_terminal(self, payloads: list[memoryview]) -> int:
         """Write to a terminal, also from its background under `stty tostop`.
