@@ -242,13 +242,13 @@ def slow_reader(copy: Path) -> Iterator[int]:
                 file.write(chunk)
                 time.sleep(0.004)  # its pace
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
         yield writing
     finally:
         os.close(writing)
-        reader.join(LIMIT)
+    reader.join(LIMIT)
 
 
 def test_a_fifo_full_of_empty_lines_at_a_death_fits_into_no_buffer(

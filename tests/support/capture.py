@@ -91,6 +91,8 @@ class LongInstance(Instance):
         ]
 
     def _read_on(self) -> None:
+        if not self.log.exists():
+            return
         with self.log.open("rb") as log:
             log.seek(self._offset)
             while lines := log.readlines(PIECE):

@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import pytest
 
+from modelsupervisor.log.render import MOST_LINES
 from modelsupervisor.runtime.intake import HOLD, PLENTY, REST, Intake
 from modelsupervisor.runtime.outlets import Outlets
 from modelsupervisor.runtime.reactor import Rank, Reactor
-from modelsupervisor.runtime.streams import TURN
+from modelsupervisor.runtime.streams import TURN, TURN_BLOCKS
 from support.source import Source
 
 TRACEBACK = b'Traceback (most recent call last):\n  File "a.py", line 1\nValueError: x\n'
@@ -57,10 +58,11 @@ class Loop:
         ready = self.reactor.wait(0)
         for watch, events in ready:
             watch.callback(events)
+        self.intake.tick(self.time)
         return bool(ready)
 
     def pass_(self, seconds: float) -> None:
-        """Let time go by, and do what is due."""
+        """Let time go by, and do what is due: a turn in which nothing was ready."""
         self.time += seconds
         self.intake.tick(self.time)
 
@@ -200,10 +202,11 @@ def test_behind_in_the_midst_of_a_turn(loop: Loop) -> None:
 
 
 def test_what_was_read_and_waits(loop: Loop) -> None:
-    """Is due at once, though nothing in the kernel tells of it; then the stream rests like any other."""
+    """Is due at once, though nothing in the kernel tells of it, but not in the same turn; then the stream rests like any other."""
     source = loop.source()
     source.prints(b"\n" * 5000)
     assert loop.turn()
+    assert source.stream.events == TURN_BLOCKS * MOST_LINES
     assert source.stream.unfinished
     assert loop.intake.deadline() == loop.time
     loop.pass_(0.0)

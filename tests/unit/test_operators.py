@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,6 +230,42 @@ def test_who_may_command(
     if not allowed:
         assert str(uid) in reply["error"]["message"]
     loop.close()
+
+
+def test_a_connection_that_streams(loop: Loop) -> None:
+    """Nothing that it sends is a command any more; the loop is woken for its room only while that is awaited."""
+    peer = loop.dial()
+    peer.sendall(line("later"))
+    loop.turn()
+    ((operator, id_),) = loop.later
+    assert operator.pid == os.getpid()
+    loop.operators.reply(operator, id_, {})
+    loop.operators.stream(operator)
+    peer.sendall(line("echo", 5) + b"no json\n")
+    loop.turn()
+    assert [reply["id"] for reply in replies(peer)] == [1]
+    assert loop.reactor.wait(0) == []
+    loop.operators.await_room(operator, True)
+    assert [events for _, events in loop.reactor.wait(0)] == [select.EPOLLOUT]
+    loop.operators.await_room(operator, False)
+    assert loop.reactor.wait(0) == []
+    loop.operators.end_stream(operator)
+    assert peer.recv(1) == b""
+    loop.operators.await_room(operator, True)
+
+
+def test_commands_behind_the_one_that_streams(loop: Loop) -> None:
+    """Sent together with it, they are not served either."""
+    streamed: list[Operator] = []
+
+    def serve(operator: Operator, request: ControlRequest) -> None:
+        streamed.append(operator)
+        loop.operators.stream(operator)
+
+    loop.operators._serve = serve
+    loop.dial().sendall(line("logs", 1) + line("stop", 2))
+    loop.turn()
+    assert len(streamed) == 1
 
 
 def test_closing_ends_every_connection(loop: Loop) -> None:

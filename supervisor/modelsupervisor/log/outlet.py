@@ -213,6 +213,12 @@ class Outlet:
             self._since, self._taken = now, 0
         return self._takes and not self.buffer.stalled
 
+    @property
+    def brimming(self) -> bool:
+        """Whether a sink that takes has a quarter of its buffer left, or less."""
+        takes = self._patient and self._takes and not self.closed and not self.buffer.stalled
+        return takes and self.buffer.size > self.buffer.limit * 3 // 4
+
     def hold_ends(self) -> float | None:
         """When `holds` is to be asked again though nothing was taken."""
         holding = self._since is not None and self._takes and not self.buffer.stalled

@@ -67,7 +67,7 @@ def reason_of(action: ReportWorkerExit, corpse: Corpse) -> str:
 def worker_exit_fields(
     action: ReportWorkerExit, corpse: Corpse, last_lines: list[str]
 ) -> tuple[str, str, dict[str, Any]]:
-    """Level, event name and facts of the one event."""
+    """Level, event name and facts of the one event; `last_lines` may be filled later."""
     status, reading = corpse.status, corpse.reading
     complaint = corpse.complaint
     facts: dict[str, Any] = {

@@ -13,15 +13,18 @@ A traceback whose rest does not come within HOLD is given out as far as it is th
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from modelsupervisor.runtime.outlets import Outlets
 from modelsupervisor.runtime.reactor import Rank, Reactor
-from modelsupervisor.runtime.streams import Stream
+from modelsupervisor.runtime.streams import Stream, Voice
 
 REST = 0.002  # seconds
 # Bytes in one turn from which on there is no rest: an eighth of the smallest FIFO, which must not run full in the meantime
 PLENTY = 8 * 1024
+# Blocks of a dead process's last output that are given out at once: some tens of milliseconds
+LAST_BLOCKS = 64
+DRAIN = 0.05  # seconds for the sinks between two rounds at the end
 HOLD = 0.25  # seconds; a traceback is printed line by line within a millisecond
 
 
@@ -33,8 +36,8 @@ class Intake:
         self._outlets = outlets
         self._now = now
         self._streams: dict[int, Stream] = {}
-        self._unfinished: dict[int, Stream] = {}
-        self._held: dict[int, float] = {}  # when the stream's open traceback is due
+        self._unfinished: dict[Stream, None] = {}
+        self._held: dict[Stream, float] = {}  # when the stream's open traceback is due
         self._epoll: select.epoll | None = None
         self._rests_until: float | None = None
         self._watched = False
@@ -59,12 +62,55 @@ class Intake:
         self._streams[stream.fd] = stream
 
     def remove(self, stream: Stream) -> None:
-        """No longer read it; before its descriptor is closed."""
+        """No longer read it; before its descriptor is closed. What was read already is still given out."""
         if self._streams.pop(stream.fd, None) is not None:
             assert self._epoll is not None
             self._epoll.unregister(stream.fd)
-        self._unfinished.pop(stream.fd, None)
-        self._held.pop(stream.fd, None)
+        self._held.pop(stream, None)
+
+    def finish(
+        self,
+        streams: Sequence[Stream],
+        words: Sequence[bytes],
+        voice: Voice,
+        done: Callable[[], None],
+    ) -> None:
+        """Give out the last bytes of a dead writer's streams and then call `done`: at once, unless the buffers would overflow."""
+        left = len(streams)
+
+        def one_done() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                done()
+
+        for stream, chunk in zip(streams, words or [b""] * left, strict=True):
+            stream.finish(chunk, voice, one_done)
+            stream.give_out(self._outlets.brimming, LAST_BLOCKS)
+            self._note(stream)
+        if not streams:
+            done()
+
+    def finish_all(self, deadline: float) -> None:
+        """At the very end: give out everything that was read, as the sinks take it, and after `deadline` regardless."""
+        while self._unfinished:
+            late = self._now() >= deadline
+            for stream in list(self._unfinished):
+                stream.give_out(_never if late else self._outlets.brimming, None)
+                self._note(stream)
+            if self._unfinished:
+                self._outlets.drain(min(deadline, self._now() + DRAIN))
+
+    def _note(self, stream: Stream) -> None:
+        """Remember what is left to do for a stream."""
+        if stream.unfinished:
+            self._unfinished[stream] = None
+        else:
+            self._unfinished.pop(stream, None)
+        if stream.holding:
+            self._held[stream] = self._now() + HOLD
+        else:
+            self._held.pop(stream, None)
 
     def _watch(self, watched: bool) -> None:
         if watched == self._watched:
@@ -85,28 +131,17 @@ class Intake:
             self._watch(False)
             return
         found = self._epoll.poll(0, maxevents=max(64, len(self._streams)))
-        ready = {fd: self._streams[fd] for fd, _ in found if fd in self._streams}
+        ready = dict.fromkeys(self._streams[fd] for fd, _ in found if fd in self._streams)
         most = 0
-        for stream in {**self._unfinished, **ready}.values():
+        for stream in {**self._unfinished, **ready}:
             if self._outlets.holds(now):
                 return
-            most = max(most, self._serve(stream, now))
+            most = max(most, stream.serve(self._outlets.pressed))
+            self._note(stream)
         # Every stream was served; those that have more come again, after a rest where it was little.
         if not self._unfinished and most < PLENTY:
             self._rests_until = now + REST
             self._watch(False)
-
-    def _serve(self, stream: Stream, now: float) -> int:
-        size = stream.serve(self._outlets.pressed)
-        if stream.unfinished:
-            self._unfinished[stream.fd] = stream
-        else:
-            self._unfinished.pop(stream.fd, None)
-        if stream.holding:
-            self._held[stream.fd] = now + HOLD
-        else:
-            self._held.pop(stream.fd, None)
-        return size
 
     def deadline(self) -> float | None:
         """When `tick` has something to do."""
@@ -119,9 +154,9 @@ class Intake:
 
     def tick(self, now: float) -> None:
         """Go on reading where that was put off; give out what was held for long enough."""
-        for fd in [fd for fd, due in self._held.items() if due <= now]:
-            del self._held[fd]
-            self._streams[fd].release()
+        for stream in [stream for stream, due in self._held.items() if due <= now]:
+            stream.release()
+            self._note(stream)
         if self._rests_until is not None and self._rests_until <= now:
             self._rests_until = None
         if self._rests_until is None and not self._watched and not self._outlets.holds(now):
@@ -129,3 +164,7 @@ class Intake:
         if self._unfinished and self._watched and not self._turned:
             self._turn()
         self._turned = False
+
+
+def _never() -> bool:
+    return False

@@ -166,6 +166,10 @@ class Outlets:
                 outlet.flush(now)
         return self.holds(now)
 
+    def brimming(self) -> bool:
+        """The same, but only whether there would soon be no room at all: for what should not wait otherwise."""
+        return self.pressed() and any(outlet.brimming for outlet in self._journal.outlets)
+
     def deadline(self) -> float | None:
         """When `tick` has something to do, or `holds` is to be asked again."""
         due = [outlet.hold_ends() for outlet in self._journal.outlets]
@@ -220,10 +224,10 @@ class Outlets:
     def end(self, seconds: float, **identity: Any) -> None:
         """Write out what waits, for at most so long, and let go of everything."""
         deadline = self._now() + seconds
-        self._drain(deadline, **identity)
+        self.drain(deadline, **identity)
         for outlet in list(self._ports):
             outlet.tell_dropped()
-        self._drain(deadline, **identity)
+        self.drain(deadline, **identity)
         for outlet in self._ports:
             self._watch(outlet, -1)
         # One that is behind goes first, so that the others are still told of it.
@@ -241,9 +245,9 @@ class Outlets:
             self._journal.outlets.remove(file.outlet)
         del self._ports[file.outlet]
         self._journal.tell_of_outlets(**identity)
-        self._drain(self._now() + LEAST, **identity)
+        self.drain(self._now() + LEAST, **identity)
 
-    def _drain(self, deadline: float, **identity: Any) -> None:
+    def drain(self, deadline: float, **identity: Any) -> None:
         """Flush until nothing waits or it is time."""
         while True:
             self.flush(**identity)

@@ -20,7 +20,7 @@ from modelsupervisor.runtime.reactor import Rank, Reactor
 from modelsupervisor.runtime.rundir import RunDirectory
 from modelsupervisor.runtime.streams import LastLines, Stream, Voice
 
-OnVoice = Callable[[], Voice]
+OnVoice = Callable[[], Voice | None]
 
 
 class Place:

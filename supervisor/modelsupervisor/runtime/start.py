@@ -304,6 +304,7 @@ class Session:
         """Undo everything, whatever of it was made."""
         if self._supervisor is not None:
             self._supervisor.end_orphans()
+        self._intake.finish_all(Edge.now() + LAST_FLUSH)
         for place_ in self._places.values():
             place_.close()
         self._board.close()

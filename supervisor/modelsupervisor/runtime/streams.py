@@ -4,7 +4,8 @@ A turn reads at most 64 KiB, and what it read is given out in blocks of some hun
 the sinks are behind (`pressed`) and whether the turn has been long enough; then the rest waits here for the next turn, so that a
 chunk of 65,536 empty lines, which are twelve megabytes of events, neither fills the buffers nor holds up the loop.
 
-Who wrote a chunk is settled when it is read (`Voice`) and stays with it.
+Who wrote a chunk is settled when it is read (`Voice`) and stays with it. What a dead process left in its FIFOs is read at its end
+and given out in the same way, in turns where it is much; its end is told when the last of it was.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import struct
 import termios
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,16 @@ class Voice:
     in_hand: tuple[str, ...] = ()
 
 
+@dataclass
+class _Reading:
+    """What one reading brought, whose it is, and whom to tell when all of it was given out."""
+
+    form: OutputForm
+    voice: Voice
+    items: deque[Run | Part]
+    done: Callable[[], None] | None = None
+
+
 class Stream:
     """One output stream, a FIFO or a pipe that this process holds both ends of. `source` is its name in the accounts."""
 
@@ -75,7 +86,7 @@ class Stream:
         fd: int,
         max_line: int,
         journal: Journal,
-        voice: Callable[[], Voice],
+        voice: Callable[[], Voice | None],
     ) -> None:
         self.name = name
         self.source = source
@@ -87,9 +98,8 @@ class Stream:
         self._voice = voice
         self._splitter = LineSplitter(max_line)
         self._recogniser = Recogniser(LEVEL_OF[name], MOST_HELD)
-        self._work: deque[Run | Part] = deque()
-        self._form: OutputForm
-        self._speaker: Voice
+        self._work: deque[_Reading] = deque()
+        self._latest: _Reading
 
     def pending(self) -> int:
         """Bytes that are in the kernel's buffer now."""
@@ -111,21 +121,29 @@ class Stream:
         return self._recogniser.holding
 
     def serve(self, pressed: Callable[[], bool]) -> int:
-        """One turn: read, unless something is left of the turn before, and give out; the number of bytes read."""
+        """One turn: read, unless something is left of the turn before, and give out; the number of bytes read.
+
+        What nobody's voice can be found for yet, because the pid of a newborn is not known, stays in the kernel.
+        """
         size = 0
         if not self._work:
+            voice = self._voice()
+            if voice is None:
+                return 0
             with contextlib.suppress(BlockingIOError):
                 chunk = os.read(self.fd, TURN)
                 size = len(chunk)
-                self._take(chunk, self._voice())
-        self._give_out(pressed, TURN_BLOCKS)
+                self._work.append(self._take(chunk, voice))
+        self.give_out(pressed, TURN_BLOCKS)
         return size
 
     def release(self) -> None:
         """Give out what is held back: the rest of it did not come."""
-        if self._recogniser.holding:
-            self._work.extend(self._recogniser.flush())
-            self._give_out(_never, None)
+        held = self._recogniser.flush()
+        if held:
+            form, voice = self._latest.form, self._latest.voice
+            self._work.append(_Reading(form, voice, deque(held)))
+            self.give_out(_never, None)
 
     def read_what_is_there(self) -> bytes:
         """Exactly the bytes that are there now: reading until nothing is left never ends while a helper still writes."""
@@ -140,65 +158,49 @@ class Stream:
             left -= len(chunk)
         return b"".join(chunks)
 
-    def finish(self, chunk: bytes, voice: Voice, pressed: Callable[[], bool]) -> None:
-        """The last bytes of a dead writer: give out everything, its unfinished line too, before its end is told.
+    def finish(self, chunk: bytes, voice: Voice, done: Callable[[], None]) -> None:
+        """Take the last bytes of a dead writer, its unfinished line too; `done` is called when all of them were given out."""
+        reading = self._take(chunk, voice)
+        reading.items.extend(self._recogniser.flush())
+        for rest in self._splitter.flush():
+            assert isinstance(rest, Part)
+            reading.items.append(rest)
+        reading.done = done
+        self._work.append(reading)
 
-        `pressed` is asked so that the sinks get to write meanwhile; the answer cannot be waited for here.
-        """
-        self._take(chunk, voice)
-        rest = self._splitter.flush()
-        self._work.extend(self._recogniser.flush())
-        self._work.extend(each for each in rest if isinstance(each, Part))
-
-        def let_write() -> bool:
-            pressed()
-            return False
-
-        self._give_out(let_write, None)
-
-    def _take(self, chunk: bytes, voice: Voice) -> None:
-        if self._work:
-            self._give_out(_never, None)  # it is another voice's
+    def _take(self, chunk: bytes, voice: Voice) -> _Reading:
         self.bytes_read += len(chunk)
-        self._speaker = voice
-        self._form = OutputForm(voice.event, self.name, timestamp(), voice.identity, voice.in_hand)
+        form = OutputForm(voice.event, self.name, timestamp(), voice.identity, voice.in_hand)
+        items: deque[Run | Part] = deque()
         for segment in self._splitter.feed(chunk):
             if isinstance(segment, Part):
-                self._work.extend(self._recogniser.flush())
-                self._work.append(segment)
+                items.extend(self._recogniser.flush())
+                items.append(segment)
             else:
-                self._work.extend(self._recogniser.feed(segment))
+                items.extend(_portions(self._recogniser.feed(segment)))
+        self._latest = _Reading(form, voice, items)
+        return self._latest
 
-    def _give_out(self, pressed: Callable[[], bool], blocks: int | None) -> None:
-        """Make events of what was read, for at most so many blocks."""
+    def give_out(self, pressed: Callable[[], bool], blocks: int | None) -> None:
+        """Make events of what was read, for at most so many blocks (None: all), until it is `pressed`."""
         while self._work and blocks != 0:
-            self._emit(self._next_block())
-            if blocks is not None:
-                blocks -= 1
-            if pressed():
+            reading = self._work[0]
+            if reading.items:
+                self._emit(reading, _next_block(reading.items))
+                blocks = None if blocks is None else blocks - 1
+            if not reading.items:
+                self._work.popleft()
+                if reading.done is not None:
+                    reading.done()
+            elif pressed():
                 return
 
-    def _next_block(self) -> list[Run | Part]:
-        """Take up to MOST_LINES events off the work."""
-        block: list[Run | Part] = []
-        lines, size = 0, 0
-        while self._work and lines < MOST_LINES and size < BLOCK_BYTES:
-            item = self._work.popleft()
-            if isinstance(item, Run) and not item.kind and lines + len(item.lines) > MOST_LINES:
-                room = MOST_LINES - lines
-                self._work.appendleft(item._replace(lines=item.lines[room:]))
-                item = item._replace(lines=item.lines[:room])
-            block.append(item)
-            lines += _events(item)
-            size += len(item.content) if isinstance(item, Part) else 0
-        return block
-
-    def _emit(self, block: list[Run | Part]) -> None:
+    def _emit(self, reading: _Reading, block: list[Run | Part]) -> None:
         default = LEVEL_OF[self.name]
         shown = []
         for item in block:
             level = default if isinstance(item, Part) else item.level
-            self._speaker.last_lines.add([item.content] if isinstance(item, Part) else item.lines)
+            reading.voice.last_lines.add([item.content] if isinstance(item, Part) else item.lines)
             if self._journal.shows(level):
                 shown.append((level, item))
             else:
@@ -211,16 +213,39 @@ class Stream:
         def render(seq: int) -> bytes:
             made = []
             for level, item in shown:
-                made.append(self._render(level, item, seq))
+                made.append(_render(reading.form, level, item, seq))
                 seq += _events(item)
             return b"".join(made)
 
-        self._journal.emit_block(self._speaker.about, self.source, count, render)
+        self._journal.emit_block(reading.voice.about, self.source, count, render)
 
-    def _render(self, level: str, item: Run | Part, seq: int) -> bytes:
-        if isinstance(item, Part):
-            return self._form.part(level, item, seq)
-        return self._form.run(item, seq) if item.kind else self._form.lines(level, item.lines, seq)
+
+def _portions(runs: list[Run]) -> Iterator[Run]:
+    """The same runs, those of many plain lines in several."""
+    for run in runs:
+        if run.kind or len(run.lines) <= MOST_LINES:
+            yield run
+            continue
+        for start in range(0, len(run.lines), MOST_LINES):
+            yield run._replace(lines=run.lines[start : start + MOST_LINES])
+
+
+def _next_block(items: deque[Run | Part]) -> list[Run | Part]:
+    """Take about MOST_LINES events, or BLOCK_BYTES of the large ones, off the items."""
+    block: list[Run | Part] = []
+    lines, size = 0, 0
+    while items and lines < MOST_LINES and size < BLOCK_BYTES:
+        item = items.popleft()
+        block.append(item)
+        lines += _events(item)
+        size += len(item.content) if isinstance(item, Part) else 0
+    return block
+
+
+def _render(form: OutputForm, level: str, item: Run | Part, seq: int) -> bytes:
+    if isinstance(item, Part):
+        return form.part(level, item, seq)
+    return form.run(item, seq) if item.kind else form.lines(level, item.lines, seq)
 
 
 def _events(item: Run | Part) -> int:

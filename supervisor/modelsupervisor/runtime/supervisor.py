@@ -89,8 +89,8 @@ class Supervisor:
         """Queue an event for the core."""
         self._queue.append(event)
 
-    def voice(self, key: SlotKey) -> Voice:
-        """Whose output comes out of a slot's FIFOs now."""
+    def voice(self, key: SlotKey) -> Voice | None:
+        """Whose output comes out of a slot's FIFOs now; None where that is not known yet."""
         return self.workers.voice(key, self._state.slots[key].generation)
 
     def serve_operators(self, operators: Operators, reporter: Reporter) -> None:

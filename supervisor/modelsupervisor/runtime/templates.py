@@ -277,8 +277,17 @@ class Templates:
     def report_exit(self, action: ReportTemplateExit) -> None:
         """The one event of a template's end, its last output before it."""
         template = self._dead.pop(action.key)
-        for stream, words in zip(template.streams, template.last_words, strict=False):
-            stream.finish(words, self._voice(template), self._edge.outlets.pressed)
+        uptime = round(self._edge.now() - template.begun, 3)
+        self._edge.intake.finish(
+            template.streams,
+            template.last_words,
+            self._voice(template),
+            lambda: self._tell_exit(template, action, uptime),
+        )
+
+    def _tell_exit(
+        self, template: TemplateProcess, action: ReportTemplateExit, uptime: float
+    ) -> None:
         status = template.status or processes.ExitStatus()
         complaint = template.complaint or {}
         cause = "stopped" if action.asked else "load_failed" if complaint else "signal"
@@ -295,7 +304,7 @@ class Templates:
             reason=action.reason,
             code=status.code,
             signal=status.signal_name,
-            uptime_s=round(self._edge.now() - template.begun, 3),
+            uptime_s=uptime,
             loaded=action.loaded,
             next=action.next.value,
             retry_in_s=None if action.delay is None else round(action.delay, 3),

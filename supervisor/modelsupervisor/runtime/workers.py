@@ -28,7 +28,7 @@ from modelsupervisor.runtime.messages import (
     take_messages,
 )
 from modelsupervisor.runtime.reactor import Rank
-from modelsupervisor.runtime.streams import Voice
+from modelsupervisor.runtime.streams import LastLines, Voice
 from modelsupervisor.runtime.templates import Templates
 
 
@@ -220,9 +220,15 @@ class Workers:
         else:
             self._note(worker, "warning", "worker.bad_message", reason=f"unknown kind {kind!r}")
 
-    def voice(self, key: SlotKey, generation: int) -> Voice:
-        """Whose output comes out of a slot's FIFOs now: the process there, or the last that was (`generation`)."""
+    def voice(self, key: SlotKey, generation: int) -> Voice | None:
+        """Whose output comes out of a slot's FIFOs now: the process there, or the last that was (`generation`).
+
+        None while a birth is under way whose pid is not known: a newborn with clients in its backlog prints within a millisecond,
+        and its lines wait in the FIFO until it has a name.
+        """
         worker = self._present.get(key)
+        if worker is not None and worker.pid is None:
+            return None
         if worker is None:
             return self._voice_of(Worker(key, generation, TemplateKey(key.model, 0), 0.0), ())
         place = self._edge.places[key]
@@ -343,15 +349,20 @@ class Workers:
         """The one event of a generation's end, its last output before it."""
         worker, corpse = self._dead.pop((action.key, action.generation))
         place = self._edge.places[action.key]
-        # The successor may be known by now; these lines are still the dead one's.
+        # The successor may be known by now; these lines are still the dead one's, and its last lines are its own.
         voice = self._voice_of(worker, corpse.reading.ids)
-        for stream, words in zip(place.streams, corpse.last_words or (b"", b""), strict=True):
-            stream.finish(words, voice, self._edge.outlets.pressed)
-        level, event, facts = worker_exit_fields(action, corpse, place.last_lines.take())
+        place.last_lines = LastLines()
+        last_lines: list[str] = []
+        level, event, facts = worker_exit_fields(action, corpse, last_lines)
         if action.spawned:
             place.last_exit = dict(facts, generation=action.generation)
             if not action.asked:
                 place.restarts += 1
         if not action.asked:
             place.last_crash = dict(facts, generation=action.generation, pid=worker.pid)
-        self._note(worker, level, event, **facts)
+
+        def done() -> None:
+            last_lines.extend(voice.last_lines.take())
+            self._note(worker, level, event, **facts)
+
+        self._edge.intake.finish(place.streams, corpse.last_words, voice, done)
