@@ -40,9 +40,15 @@ class Source:
         self.last_lines = LastLines()
         self.generation = 1
         self.in_hand: tuple[str, ...] = ()
+        self.known = True  # whose the words are
+        self.ends: list[int] = []  # how many events there were when an end was told
         self.stream = Stream(name, SOURCE, reading, max_line, self.journal, self.voice)
 
-    def voice(self) -> Voice:
+    def voice(self) -> Voice | None:
+        """Who writes now, as far as it is known."""
+        return self.writer() if self.known else None
+
+    def writer(self) -> Voice:
         """Who writes now."""
         identity = {"model": "digits", "worker": 0, "pid": 7, "generation": self.generation}
         return Voice("worker.output", ("digits", 0), identity, self.last_lines, self.in_hand)
@@ -57,7 +63,12 @@ class Source:
 
     def finish(self, chunk: bytes = b"", pressed: Callable[[], bool] = never) -> None:
         """The end of the writer."""
-        self.stream.finish(chunk, self.voice(), pressed)
+        self.stream.finish(chunk, self.writer(), self.on_end)
+        self.stream.give_out(pressed, None)
+
+    def on_end(self) -> None:
+        """Note when the end was told."""
+        self.ends.append(self.stream.events)
 
     def events(self) -> list[dict[str, Any]]:
         """Everything that was made of it so far, each as the schema has it."""

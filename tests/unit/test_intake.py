@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from modelsupervisor.log.render import MOST_LINES
-from modelsupervisor.runtime.intake import HOLD, PLENTY, REST, Intake
+from modelsupervisor.runtime.intake import DRAIN, HOLD, LAST_BLOCKS, PLENTY, REST, Intake
 from modelsupervisor.runtime.outlets import Outlets
 from modelsupervisor.runtime.reactor import Rank, Reactor
 from modelsupervisor.runtime.streams import TURN, TURN_BLOCKS
@@ -24,6 +24,18 @@ class Sinks:
     def __init__(self) -> None:
         self.behind: Callable[[], bool] = lambda: False
         self.pressing = False
+        self.full = False
+        self.drains: list[float] = []
+        self.drained: Callable[[float], None] = lambda until: None
+
+    def brimming(self) -> bool:
+        """As `Outlets.brimming`."""
+        return self.full
+
+    def drain(self, until: float) -> None:
+        """As `Outlets.drain`."""
+        self.drains.append(until)
+        self.drained(until)
 
     def holds(self, now: float) -> bool:
         """As `Outlets.holds`."""
@@ -270,24 +282,125 @@ def test_a_traceback_that_ended_is_not_due(loop: Loop) -> None:
     assert loop.intake.deadline() is None
 
 
+# The end of a writer ------------------------------------------------------------------------------------------------
+
+
+def finish(loop: Loop, source: Source, chunk: bytes) -> None:
+    """A writer died and left this."""
+    loop.intake.finish([source.stream], [chunk], source.writer(), source.on_end)
+
+
+def test_a_usual_end_is_told_at_once(loop: Loop) -> None:
+    """With all that it left before it; nothing is due then."""
+    source = loop.source()
+    source.prints(TRACEBACK[:30])
+    loop.turn()
+    finish(loop, source, TRACEBACK[30:] + b"a\n" * 3000 + b"rest")
+    assert source.ends == [3002]
+    loop.pass_(REST)
+    assert loop.intake.deadline() is None
+
+
+def test_an_end_does_not_wait_for_a_sink_that_is_behind(loop: Loop) -> None:
+    """Only for one that has no room left: what remains is given out in turns, and the end is told behind it."""
+    source = loop.source()
+    loop.sinks.pressing = True
+    finish(loop, source, b"a\n" * 3000)
+    assert source.ends == [3000]
+    loop.sinks.pressing, loop.sinks.full = False, True
+    finish(loop, source, b"b\n" * 3000)
+    assert source.stream.events < 6000 and source.ends == [3000]
+    assert loop.intake.deadline() == loop.time
+    loop.pass_(0.0)
+    assert source.ends == [3000, 6000]
+
+
+def test_an_end_without_streams(loop: Loop) -> None:
+    """Is told at once."""
+    source = loop.source()
+    loop.intake.finish([], [], source.writer(), source.on_end)
+    assert source.ends == [0]
+
+
+def test_the_end_is_behind_both_streams(loop: Loop) -> None:
+    """What was printed on either was given out when it is told, and it is told once."""
+    out, err = loop.source(), loop.source(name="stderr")
+    seen: list[tuple[int, int]] = []
+    loop.sinks.full = True
+
+    def told() -> None:
+        seen.append((out.stream.events, err.stream.events))
+
+    streams = [out.stream, err.stream]
+    loop.intake.finish(streams, [b"a\n" * 3000, b"b"], out.writer(), told)
+    assert seen == []
+    for _ in range(3):
+        loop.pass_(0.0)
+    assert seen == [(3000, 1)]
+
+
+def test_an_end_of_very_much(loop: Loop) -> None:
+    """It keeps the loop for LAST_BLOCKS blocks at most."""
+    source = loop.source()
+    finish(loop, source, b"\n" * ((LAST_BLOCKS + TURN_BLOCKS) * MOST_LINES))
+    assert source.stream.events == LAST_BLOCKS * MOST_LINES
+    assert source.ends == []
+    loop.pass_(0.0)
+    assert source.ends == [(LAST_BLOCKS + TURN_BLOCKS) * MOST_LINES]
+
+
+def test_at_the_very_end(loop: Loop) -> None:
+    """Everything that was read is given out as the sinks make room."""
+    sources = [loop.source(), loop.source()]
+    loop.sinks.full = True
+    for source in sources:
+        finish(loop, source, b"a\n" * 2000)
+
+    def make_room(until: float) -> None:
+        loop.sinks.full = len(loop.sinks.drains) < 2
+
+    loop.sinks.drained = make_room
+    loop.intake.finish_all(loop.time + 10)
+    assert [source.ends for source in sources] == [[2000], [2000]]
+    assert loop.sinks.drains == [loop.time + DRAIN] * 2
+
+
+def test_at_the_very_end_time_is_up(loop: Loop) -> None:
+    """After the deadline nothing waits any more: what has no room is counted as dropped, and the ends are told."""
+    source = loop.source()
+    loop.sinks.full = True
+    finish(loop, source, b"a\n" * 10_000)
+
+    def pass_time(until: float) -> None:
+        assert loop.time < until <= deadline
+        loop.time = until
+
+    deadline = loop.time + 2.5 * DRAIN
+    loop.sinks.drained = pass_time
+    loop.intake.finish_all(deadline)
+    assert source.ends == [10_000]
+    assert len(loop.sinks.drains) == 3
+
+
 # Coming and going ----------------------------------------------------------------------------------------------------
 
 
 def test_a_stream_that_is_removed(loop: Loop) -> None:
-    """It is not read any more, and what was due for it is not; removing it again is nothing."""
+    """It is not read any more and no traceback of it is due; what was read is still given out. Removing it again is nothing."""
     stays, goes = loop.source(), loop.source()
     goes.prints(b"\n" * 5000 + TRACEBACK)
     loop.turn()
     assert goes.stream.unfinished and goes.stream.holding
     loop.intake.remove(goes.stream)
     loop.intake.remove(goes.stream)
-    made = goes.stream.events
     goes.prints(b"x\n")
     stays.prints(b"y\n")
-    assert loop.intake.deadline() is None
-    loop.pass_(10 * HOLD)
-    loop.turn()
-    assert goes.stream.events == made and goes.stream.pending() == 2
+    loop.pass_(0.0)
+    assert not goes.stream.unfinished
+    for _ in range(3):
+        loop.turn()
+        loop.pass_(REST)
+    assert goes.stream.events == 5000 and goes.stream.pending() == 2
     assert stays.lines() == ["y"]
 
 
@@ -299,8 +412,8 @@ def test_after_the_end(loop: Loop) -> None:
     source.prints(b"2\n")
     loop.intake.close()
     loop.intake.close()
-    assert not loop.turn()
+    assert not loop.reactor.wait(0)
     awake = Loop()
     awake.intake.close()
-    assert not awake.turn() and not awake.reactor._watches
+    assert not awake.reactor.wait(0) and not awake.reactor._watches
     awake.close()

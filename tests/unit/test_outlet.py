@@ -382,6 +382,16 @@ def test_below_half_nothing_is_held(behind: Sink) -> None:
     assert behind.outlet.hold_ends() == 100.0 + PATIENCE
 
 
+def test_brimming(behind: Sink) -> None:
+    """More than three quarters of a sink that takes; one that does not take is not worth waiting for."""
+    behind.put(OUT, 1, BIG // 4)
+    assert not behind.outlet.brimming
+    behind.put(OUT, 1, 1)
+    assert behind.outlet.brimming
+    assert not behind.outlet.holds(10.0 + PATIENCE)
+    assert not behind.outlet.brimming
+
+
 def _stalls(sink: Sink) -> None:
     sink.put(OUT, 1, BIG // 2)
     sink.put(OUT, 1, 1)
@@ -395,6 +405,7 @@ def _closes(sink: Sink) -> None:
 def test_who_is_dropped_for_holds_nobody(behind: Sink, end: Callable[[Sink], None]) -> None:
     """Stalled or closed: its lines are lost already."""
     end(behind)
+    assert not behind.outlet.brimming
     assert not behind.outlet.holds(10.0)
     assert behind.outlet.hold_ends() is None
 
@@ -404,6 +415,7 @@ def test_a_sink_without_patience() -> None:
     sink = Sink(limit=BIG, patient=False)
     sink.put(OUT, 1, BIG)
     assert not sink.outlet.holds(1.0)
+    assert not sink.outlet.brimming
     assert sink.outlet.hold_ends() is None
 
 
