@@ -299,9 +299,10 @@ def test_status_while_starting(instance: Make) -> None:
 
 
 def test_the_shape_of_status(echo: Instance) -> None:
-    """Exactly the keys that the issue names, with facts of the living in them."""
+    """Exactly these keys, with facts of the living in them."""
     status = echo.status()
-    assert set(status) == {"supervisor", "models"}
+    assert set(status) == {"supervisor", "models", "log"}
+    assert set(status["log"]) == {"events", "sinks"}
     assert set(status["supervisor"]) == {"pid", "version", "uptime_s", "config", "run_dir"}
     (model,) = status["models"]
     assert set(model) == {"name", "workers_wanted", "workers"}
@@ -318,7 +319,8 @@ def test_the_shape_of_status(echo: Instance) -> None:
                 "preload",
                 "rss_bytes",
             ),
-            *("pss_bytes", "requests", "restarts", "last_exit", "socket", "stdout", "stderr"),
+            *("pss_bytes", "requests", "restarts", "last_exit", "last_crash", "output"),
+            *("socket", "stdout", "stderr"),
         }
         assert (worker["index"], worker["phase"], worker["generation"]) == (index, "READY", 1)
         assert worker["pss_bytes"] <= worker["rss_bytes"]

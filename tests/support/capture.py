@@ -94,16 +94,16 @@ class LongInstance(Instance):
         if not self.log.exists():
             return
         with self.log.open("rb") as log:
-            log.seek(self._offset)
-            while lines := log.readlines(PIECE):
-                if not lines[-1].endswith(b"\n"):
-                    lines.pop()
-                for event in self._checked(lines):
-                    self._take(event)
-                self._offset += sum(map(len, lines))
-                if not lines:
-                    return
+            while True:
                 log.seek(self._offset)
+                # Not by lines: of a file that grows, half a line may be read, and its other half as the next one.
+                piece = log.read(PIECE)
+                whole = piece[: piece.rfind(b"\n") + 1]
+                if not whole:
+                    return
+                for event in self._checked(whole.splitlines()):
+                    self._take(event)
+                self._offset += len(whole)
 
     def _take(self, event: Event) -> None:
         assert event["seq"] == self._seq + 1
