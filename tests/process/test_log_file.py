@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from modelsupervisor.log.writer import RETRY
 from support.disks import block_disk, memory_disk
 from support.flood import (
     Flooded,
@@ -269,6 +270,66 @@ def test_a_file_that_is_deleted(instance: Make) -> None:
         check_files([Path(f"/proc/self/fd/{deleted.fileno()}"), file], flooded.lines)
     told = said(check_complete(made.log, flooded.lines), "file")
     assert told == [("log.reopened", "it was deleted")]
+
+
+def test_a_file_that_is_deleted_in_a_silence(instance: Make) -> None:
+    """The next event, which may be the only one of the night, is in the new file."""
+    made = instance("worker.exited")
+    file = configured(made)
+    made.start()
+    wait_for(lambda: b"supervisor.ready" in file.read_bytes(), "the start to be written")
+    begun = time.monotonic()
+    wait_for(lambda: time.monotonic() > begun + RETRY, "a silence")
+    file.unlink()
+    os.kill(made.worker()["pid"], signal.SIGKILL)
+    made.wait_event("log.reopened", reason="it was deleted")
+    made.wait_event("worker.ready", generation=2)
+    stop_in_time(made)
+    first = events_in(file)[0]
+    assert (first["event"], first["signal"]) == ("worker.exited", "SIGKILL")
+
+
+def test_two_supervisors_and_one_file(instance: Make) -> None:
+    """The second is refused the file, says why, serves all the same, and has it when the first is gone."""
+    first, second = instance(), instance("log.failed")
+    file = configured(first)
+    first.start()
+    wait_for(lambda: b"supervisor.ready" in file.read_bytes(), "the start to be written")
+    flooding(second, f"log_file = {file}")
+    second.start()
+    refused = second.wait_event("log.failed", sink="file")
+    assert "locked" in refused["reason"]
+    stop_in_time(first)
+    second.wait_event("log.opened", sink="file")
+    stop_in_time(second)
+    seqs = [event["seq"] for event in events_in(file)]
+    taken_over = seqs.index(1, 1)
+    assert seqs == [*range(1, taken_over + 1), *range(1, len(seqs) - taken_over + 1)]
+
+
+def test_a_file_that_is_standard_output_already(instance: Make) -> None:
+    """Each event would be in it twice: nothing is started, and it is said why."""
+    made = instance()
+    flooding(made, f"log_file = {made.log}")
+    made.launch()
+    assert made.wait() == 78
+    complaint = (made.folder / "stderr").read_text()
+    assert f"log_file = {made.log}: standard output goes there already" in complaint
+
+
+def test_nobody_takes_the_log(instance: Make) -> None:
+    """With the last sink failing, one line on standard error says what fails."""
+    made = instance("log.failed")
+    flooding(made, "log_file = /dev/full\nlog_to = none")
+    made.launch()
+    complaint = (
+        "modelsupervisor: nobody takes the log, and workers go on; file: it cannot be written"
+    )
+    errors = made.folder / "stderr"
+    wait_for(lambda: complaint in errors.read_text(), "the complaint")
+    wait_for(lambda: (made.run_dir / "control.sock").exists(), "the control socket")
+    assert made.stop() == 0
+    assert errors.read_text().count("nobody takes the log") == 1
 
 
 def check_files(files: list[Path], lines: int) -> None:

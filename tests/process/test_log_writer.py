@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from modelsupervisor.log.writer import LAST_CHANCE, main, quoted
+from modelsupervisor.log.writer import LAST_CHANCE, RETRY, main, quoted
 from support.fed_writer import LINE, PIPE, FedWriter, closing, held, stream
 from support.instance import LIMIT, state_of, wait_for
 
@@ -223,7 +223,10 @@ def test_a_file_that_is_gone_is_told(fed: FedWriter, path: Path, fate: str) -> N
         if fate == "replaced":
             path.write_bytes(b"")
         told = fed.push_until("gone")
+        place = int(told.pop("at"))
         assert told == {"reason": "it was renamed" if fate == "renamed" else "it was deleted"}
+        assert old.read() == stream(0, place)  # what came since waits for an answer
+        old.seek(0)
         at = fed.push(10 * LINE)
         fed.ask_reopen(at, told["reason"])
         fed.push(LINE)
@@ -310,11 +313,94 @@ def test_a_full_file_that_is_deleted_is_let_go(fed: FedWriter, path: Path) -> No
     fed.push(150_000)
     assert fed.hear("failed") == {"what": "write", "error": "File too large"}
     path.unlink()
-    assert fed.hear("gone") == {"reason": "it was deleted"}
+    assert fed.hear("gone") == {"reason": "it was deleted", "at": "100000"}
     fed.ask_reopen(fed.sent, "it was deleted")
     assert fed.hear("reopened") == {"path": str(path), "reason": "it was deleted"}
     assert fed.hear("resumed") == {}
     arrives(path, stream(100_000, 150_000))
+
+
+def test_a_line_cut_by_a_full_disk_does_not_begin_the_next_file(fed: FedWriter, path: Path) -> None:
+    """Its beginning went with the file that was deleted: the rest goes too, and that is told."""
+    fed.start(path)
+    fed.hear("opened")
+    size_limit(fed, 100_050)
+    fed.push(150_000)
+    assert fed.hear("failed") == {"what": "write", "error": "File too large"}
+    path.unlink()
+    assert fed.hear("gone") == {"reason": "it was deleted", "at": "100050"}
+    fed.ask_reopen(fed.sent, "it was deleted")
+    assert fed.hear("reopened") == {"path": str(path), "reason": "it was deleted"}
+    assert {fed.hear_any()["kind"], fed.hear_any()["kind"]} == {"torn", "resumed"}
+    arrives(path, stream(100_100, 150_000))
+
+
+def test_after_a_silence_the_path_is_looked_at_first(fed: FedWriter, path: Path) -> None:
+    """A file that was taken away while nothing was written gets nothing any more: the new one does."""
+    fed.start(path)
+    fed.hear("opened")
+    fed.push(LINE)
+    arrives(path, stream(0, LINE))
+    begun = time.monotonic()
+    wait_for(lambda: time.monotonic() > begun + RETRY, "a silence")
+    with path.open("rb") as old:
+        path.unlink()
+        fed.push(LINE)
+        told = fed.hear("gone")
+        fed.ask_reopen(int(told["at"]), told["reason"])
+        fed.hear("reopened")
+        arrives(path, stream(LINE, 2 * LINE))
+        assert old.read() == stream(0, LINE)
+
+
+def test_an_answer_that_comes_too_late_is_asked_for_again(fed: FedWriter, path: Path) -> None:
+    """Nothing waits for it longer than ANSWER, and no file is changed within a line."""
+    fed.start(path)
+    fed.hear("opened")
+    fed.push(LINE)
+    arrives(path, stream(0, LINE))
+    with path.open("rb") as old:
+        path.unlink()
+        told = fed.push_until("gone")
+        wait_for(
+            lambda: held(fed.outer[0]) + os.fstat(old.fileno()).st_size >= fed.sent, "the rest"
+        )
+        fed.push(LINE)
+        wait_for(lambda: os.fstat(old.fileno()).st_size == fed.sent, "the old file to go on")
+        fed.ask_reopen(int(told["at"]), told["reason"])
+        again = fed.push_until("gone")
+        assert int(again["at"]) % LINE == 0
+        fed.ask_reopen(int(again["at"]), again["reason"])
+        fed.hear("reopened")
+        arrives(path, stream(int(again["at"]), fed.sent))
+
+
+def test_a_file_has_one_log_writer(path: Path) -> None:
+    """Two would cut each other's lines: the second is refused, says why, and takes over when the first is gone."""
+    with closing() as first, closing() as second:
+        first.start(path)
+        first.hear("opened")
+        second.start(path)
+        refused = second.hear("failed")
+        assert refused["what"] == "open"
+        assert "locked" in refused["error"]
+        second.push(LINE)
+        first.push(LINE)
+        assert first.finish() == 0
+        assert second.hear("opened") == {"path": str(path)}
+        arrives(path, stream(0, LINE) * 2)
+
+
+def test_a_file_that_is_locked_by_us_is_opened_anew(fed: FedWriter, path: Path) -> None:
+    """SIGUSR1 without a rename: the same file, and still ours alone."""
+    fed.start(path)
+    fed.hear("opened")
+    fed.ask_reopen(fed.push(LINE))
+    fed.hear("reopened")
+    fed.push(LINE)
+    arrives(path, stream(0, 2 * LINE))
+    with path.open("rb") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_full_disk(fed: FedWriter, tmp_path: Path) -> None:

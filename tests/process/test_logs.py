@@ -155,13 +155,13 @@ def test_the_newest_so_many(running: Running) -> None:
 
 
 def test_what_is_no_terminal_gets_text_without_colours(running: Running) -> None:
-    """`logs | grep` is for a person: time, worker and line, as on the console of the supervisor."""
+    """`logs | grep` is for a person: date and time, worker and line, as on the console of the supervisor."""
     instance = running()
     ask(instance, "print", text="hello")
     instance.wait_event("worker.output")
     outcome = instance.cli("logs", "echo/0", "-n", "1", "-c", str(instance.config))
-    stamp = instance.events("worker.output")[0]["timestamp"][11:23]
-    assert outcome.stdout == f"{stamp} echo/0 | hello 0\n"
+    stamp = instance.events("worker.output")[0]["timestamp"]
+    assert outcome.stdout == f"{stamp[:10]} {stamp[11:23]}Z echo/0 | hello 0\n"
 
 
 def test_who_is_not_there(running: Running) -> None:

@@ -42,7 +42,7 @@ def test_the_story_of_a_crash_with_a_request_in_hand(running: Running) -> None:
         "in hand    order-66",
         "its last line of output",
         "| about to crash",
-        "more       modelsupervisor logs echo/0",
+        f"more       modelsupervisor logs -c {instance.config} echo/0",
     ):
         assert evidence in lines
     assert f"A successor was asked for at once. Generation 2, pid {after}, was ready " in told

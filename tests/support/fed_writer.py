@@ -127,6 +127,12 @@ class FedWriter:
         assert message.pop("kind") == kind, message
         return message
 
+    def hear_any(self) -> dict[str, Any]:
+        """The next message."""
+        self.ours.settimeout(LIMIT)
+        message: dict[str, Any] = json.loads(self.ours.recv(65536))
+        return message
+
     def heard(self) -> list[dict[str, Any]]:
         """All messages that are there."""
         self.ours.setblocking(False)

@@ -8,6 +8,7 @@ mine.ini` must not stop somebody else's models.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,6 +28,13 @@ class Instance:
 
     run_dir: str
     config: str | None
+
+
+def named_by(config: str | None, run_dir: str | None) -> str:
+    """The options as they were given, for a command that is proposed; "" where there were none."""
+    if config is not None:
+        return f"-c {shlex.quote(config)}"
+    return "" if run_dir is None else f"--run-dir {shlex.quote(run_dir)}"
 
 
 def instance_options(function: _Function) -> _Function:

@@ -80,7 +80,7 @@ def _reader() -> int:
 def _text_form() -> Callable[[bytes], bytes]:
     from modelsupervisor.log.console import Console
 
-    console = Console(colors=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    console = Console(colors=sys.stdout.isatty() and "NO_COLOR" not in os.environ, dates=True)
     # A name that is not UTF-8 is a lone surrogate in an event, which no stream takes.
     return lambda line: console.line(line).encode(errors="backslashreplace")
 

@@ -10,7 +10,12 @@ import click
 import msgspec
 
 from modelsupervisor.cli import say
-from modelsupervisor.cli.instance import find_instance, instance_options, require_same_file
+from modelsupervisor.cli.instance import (
+    find_instance,
+    instance_options,
+    named_by,
+    require_same_file,
+)
 from modelsupervisor.cli.target import Target, parse_target
 from modelsupervisor.cli.terminal import harmless_json
 from modelsupervisor.control import NOT_FOUND, ControlConnection
@@ -38,7 +43,7 @@ def status(target: str | None, config: str | None, run_dir: str | None, as_json:
         result = control.call("status")
     require_same_file(instance, result)
     if asked is not None:
-        _tell(result, asked, as_json)
+        _tell(result, asked, as_json, named_by(config, run_dir))
     elif as_json or not sys.stdout.isatty():
         _say_json(result)
     else:
@@ -62,7 +67,7 @@ def _draw(result: object) -> None:
     console.print(status_view(read_status(result), console.width))
 
 
-def _tell(result: dict[str, Any], asked: Target, as_json: bool) -> None:
+def _tell(result: dict[str, Any], asked: Target, as_json: bool, where: str) -> None:
     from modelsupervisor.cli.render import read_status
     from modelsupervisor.cli.story import story
 
@@ -83,5 +88,7 @@ def _tell(result: dict[str, Any], asked: Target, as_json: bool) -> None:
         _say_json(whole if asked.index is None else whole["workers"][chosen[0]])
         return
     now = datetime.now(timezone.utc)
-    stories = [story(f"{asked.model}/{workers[at].index}", workers[at], now) for at in chosen]
+    stories = [
+        story(f"{asked.model}/{workers[at].index}", workers[at], now, where) for at in chosen
+    ]
     say("\n\n".join(stories))

@@ -29,12 +29,15 @@ _PHASES = {
 _FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 
 
-def story(name: str, worker: WorkerStatus, now: datetime) -> str:
-    """The whole story of the worker `name` (MODEL/N), its lines joined by newlines; `now` has a time zone."""
-    return "\n".join(_paragraphs(name, worker, now))
+def story(name: str, worker: WorkerStatus, now: datetime, where: str = "") -> str:
+    """The whole story of the worker `name` (MODEL/N), its lines joined by newlines; `now` has a time zone.
+
+    `where` is how the supervisor was named on the command line, such as `-c FILE`, for the command that shows more.
+    """
+    return "\n".join(_paragraphs(name, worker, now, where))
 
 
-def _paragraphs(name: str, worker: WorkerStatus, now: datetime) -> Iterator[str]:
+def _paragraphs(name: str, worker: WorkerStatus, now: datetime, where: str) -> Iterator[str]:
     yield f"{name} is {worker.phase}: {_present(worker)}"
     yield _account(worker)
     crash, last = worker.last_crash, worker.last_exit
@@ -48,7 +51,8 @@ def _paragraphs(name: str, worker: WorkerStatus, now: datetime) -> Iterator[str]
     yield "  What happened"
     yield f"    {_what_happened(crash)}"
     yield "  Evidence"
-    yield from _evidence(name, crash)
+    yield from _evidence(crash)
+    yield f"    more       {' '.join(filter(None, ('modelsupervisor logs', where, name)))}"
     yield "  What was done"
     yield f"    {_what_was_done(crash)} {_what_came_of_it(crash, worker, now)}"
 
@@ -99,7 +103,7 @@ def _what_happened(crash: LastExit) -> str:
     return words
 
 
-def _evidence(name: str, crash: LastExit) -> Iterator[str]:
+def _evidence(crash: LastExit) -> Iterator[str]:
     yield f"    cause      {one_line(crash.cause) or 'unknown'}"
     if crash.signal is not None:
         signal = one_line(signal_words(crash.signal))
@@ -123,7 +127,6 @@ def _evidence(name: str, crash: LastExit) -> Iterator[str]:
         yield from _block(crash.last_lines)
     else:
         yield "    it had written no line of output"
-    yield f"    more       modelsupervisor logs {name}"
 
 
 def _block(lines: list[str]) -> Iterator[str]:

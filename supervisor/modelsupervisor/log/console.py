@@ -41,10 +41,11 @@ def decode_event(line: bytes) -> dict[str, Any]:
 
 
 class Console:
-    """Turns events into text. `colors` only where a terminal shows it."""
+    """Turns events into text. `colors` only where a terminal shows it; `dates` where events may be of another day."""
 
-    def __init__(self, *, colors: bool) -> None:
+    def __init__(self, *, colors: bool, dates: bool = False) -> None:
         self.colors = colors
+        self._dates = dates
         self._progress = ""
         self._plain = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=22, sort_keys=False)
 
@@ -59,7 +60,8 @@ class Console:
         event = decode_event(line)
         for key in _SHOWN_BEFORE:
             event.pop(key, None)
-        event["timestamp"] = str(event.get("timestamp", ""))[11:23]
+        moment = str(event.get("timestamp", ""))
+        event["timestamp"] = f"{moment[:10]} {moment[11:23]}Z" if self._dates else moment[11:23]
         if event["event"] in ("worker.output", "template.output"):
             return self._output(event)
         return self._facts(event)

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from modelsupervisor.log.records import json_level, parse_metric
+from modelsupervisor.log.records import json_level, loose_level, parse_metric
 
 MOST_ERROR = 1000  # characters of an exception line that `error` repeats
 
@@ -265,6 +265,8 @@ class Recogniser:
             said = json_level(line)
             if said is not None:
                 level, kind = said or level, "json"
+            else:
+                level = loose_level(line) or level
         elif line.startswith(b"[METRICS]"):
             metric = parse_metric(line)
             if metric is not None:

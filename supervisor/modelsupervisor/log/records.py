@@ -42,6 +42,19 @@ def json_level(line: bytes) -> str | None:
     members = len(content) if flat else _count_members(content)
     if members is None or (line.count(b":") != members and _repeats(line, members)):
         return None
+    return _level_of(content)
+
+
+def loose_level(line: bytes) -> str:
+    """The level of what Python alone takes for an object, with NaN or a key twice: unfit to be embedded, not to be heard."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return ""
+    return _level_of(content) if isinstance(content, dict) else ""
+
+
+def _level_of(content: dict[str, Any]) -> str:
     if content.get("level").__class__ in (int, float):
         return _LEVEL_NUMBERS.get(content["level"], "")
     for key in _LEVEL_KEYS:

@@ -21,6 +21,7 @@ import os
 import signal
 import sys
 import termios
+from collections import deque
 from collections.abc import Callable
 
 import modelsupervisor.log.writer as program
@@ -34,6 +35,7 @@ PIPE_SIZES = (
     256 * 1024,
 )  # bytes: what an unprivileged user may have, and half of the budget gone
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0  # seconds until a dead writer is replaced, doubled each time
+NEWLINE = 10
 KILLED = 0.5  # seconds for a killed writer to be gone; one that is stuck in the kernel is not
 STEADY = 10.0  # seconds that a writer lived: the next retry is the first again
 
@@ -53,6 +55,7 @@ class LogFile:
         self._reading = self._writing = -1
         self._inner: tuple[int, int] = (-1, -1)
         self._written = 0  # bytes that went into the pipe
+        self._ends: deque[int] = deque()  # positions between two events
         self._pid = 0
         self._pidfd = -1
         self._channel: SupervisorEnd | None = None
@@ -79,8 +82,21 @@ class LogFile:
             size = os.writev(self._writing, payloads)
         except BlockingIOError:
             return 0
+        self._remember_ends(payloads, size)
         self._written += size
         return size
+
+    def _remember_ends(self, payloads: list[memoryview], size: int) -> None:
+        """Note where in the stream events end, as far back as the pipes reach: there a file may be changed."""
+        at = self._written
+        for payload in payloads:
+            at += len(payload)
+            if at > self._written + size:
+                break
+            if payload[-1] == NEWLINE:
+                self._ends.append(at)
+        while len(self._ends) > 1 and self._ends[0] < self._written - 2 * PIPE_SIZES[0]:
+            self._ends.popleft()
 
     def _unwritten(self) -> int:
         """Bytes in the pipes; only while no writer lives, who may hold the inner one's lock."""
@@ -148,7 +164,13 @@ class LogFile:
             self._recover()
             self._say("info", "log.reopened", path=self.path, reason=reason)
         elif kind == "gone":
-            self.reopen(reason)
+            at = message.get("at")
+            self.reopen(reason, None if at is None else int(at))
+        elif kind == "torn":
+            reason = (
+                "it was cut in two by a full disk, and its beginning is in the file that is gone"
+            )
+            self._say("warning", "log.dropped", lines=1, reason=reason, streams={})
         elif kind == "failed":
             what = "opened" if message.get("what") == "open" else "written"
             self.outlet.trouble = f"it cannot be {what}: {message.get('error')}"
@@ -204,14 +226,18 @@ class LogFile:
         if self.path is None:
             self._recover()
 
-    def reopen(self, reason: str) -> None:
-        """Have the file opened anew, between two events. A writer that is not there will open it anew by itself."""
+    def reopen(self, reason: str, soonest: int | None = None) -> None:
+        """Have the file opened anew, between two events: those from here on, or from position `soonest` of the stream on.
+
+        A writer that is not there will open it anew by itself.
+        """
         if self.path is None or self._channel is None:
             return
         at = self._written + self.outlet.buffer.begun
-        with contextlib.suppress(
-            OSError
-        ):  # it is dying, or stuck with a thousand unread requests of this kind
+        if soonest is not None:
+            at = next((end for end in (0, *self._ends) if end >= soonest), at)
+        # It may be dying, or stuck with a thousand unread requests of this kind.
+        with contextlib.suppress(OSError):
             self._channel.send({"kind": "reopen", "at": at, "reason": reason})
 
     def behind(self) -> tuple[bool, int]:

@@ -19,7 +19,7 @@ from modelsupervisor.log.outlet import WRITE, Outlet, Port
 from modelsupervisor.runtime.journald import JournalPort, as_datagrams
 from modelsupervisor.runtime.logfile import LogFile
 from modelsupervisor.runtime.reactor import Rank, Reactor
-from modelsupervisor.runtime.standard_output import StandardOutput, needs_writer
+from modelsupervisor.runtime.standard_output import StandardOutput, complain, needs_writer
 
 UNBOUNDED = 1 << 40
 LEAST = 0.5  # seconds that each file has at the end, also when another has used up all the time
@@ -59,6 +59,7 @@ class Outlets:
         self._journald: JournalPort | None = None
         self._standard = StandardOutput(1)
         self.console: Console | None = None
+        self._alarmed = False
 
     # -- making ---------------------------------------------------------------------------------------------------
 
@@ -137,9 +138,19 @@ class Outlets:
         for outlet in self._ports:
             outlet.flush(now)
         self._journal.tell_of_outlets(**identity)
+        self._alarm()
         for outlet, port in self._ports.items():
             outlet.flush(now)
             self._watch(outlet, port.fd if outlet.backlog and port.pollable else -1)
+
+    def _alarm(self) -> None:
+        """Where no sink is left that could carry the news, say so on standard error, once each time."""
+        troubles = {outlet.name: outlet.closed or outlet.trouble for outlet in self._ports}
+        alarmed = bool(troubles) and all(troubles.values())
+        if alarmed and not self._alarmed:
+            said = "; ".join(f"{name}: {trouble}" for name, trouble in troubles.items())
+            complain(f"modelsupervisor: nobody takes the log, and workers go on; {said}\n")
+        self._alarmed = alarmed
 
     def _watch(self, outlet: Outlet, fd: int) -> None:
         watched = self._watched.get(outlet, -1)

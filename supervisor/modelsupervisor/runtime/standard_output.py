@@ -8,6 +8,7 @@ file has no such thing as not waiting; it is a log writer's (`logfile`).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -29,6 +30,15 @@ def needs_writer(fd: int) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+
+
+def complain(text: str) -> None:
+    """Write some words to standard error, if it takes them now: nobody may be kept waiting for them."""
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    with contextlib.suppress(OSError):
+        if poll.poll(0):
+            os.write(2, text.encode(errors="backslashreplace")[: select.PIPE_BUF])
 
 
 class StandardOutput:

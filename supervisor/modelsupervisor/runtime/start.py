@@ -14,6 +14,7 @@ import grp
 import os
 import resource
 import select
+import sys
 from functools import partial
 
 from modelworker.threads import openmp_threads, thread_environment
@@ -40,6 +41,7 @@ from modelsupervisor.runtime.reactor import Reactor
 from modelsupervisor.runtime.report import Reporter
 from modelsupervisor.runtime.rundir import Access, RunDirectory
 from modelsupervisor.runtime.signals import STOP_SIGNALS, Signals
+from modelsupervisor.runtime.standard_output import needs_writer
 from modelsupervisor.runtime.supervisor import Supervisor
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
@@ -201,20 +203,28 @@ class Session:
         return code
 
     def _open_log(self) -> None:
-        """Raises ConfigurationError for a log file that may not be written, StartError where there is no log to be had."""
+        """Raises ConfigurationError for a log file that cannot be one, StartError where there is no log to be had."""
         path = self._settings.supervisor.log_file
-        target = path if path is None or os.path.exists(path) else os.path.dirname(path)
-        if target is not None and not os.access(target, os.W_OK):
-            problem = Problem(
-                *(self._settings.source, 0, "supervisor", "log_file", path or ""),
-                expected="a file that this user may write",
-                message=f"{target} may not be written by uid {os.geteuid()}",
-            )
-            raise ConfigurationError((problem,))
+        if path is not None:
+            self._check_log_file(path)
         try:
             self._outlets.open()
         except OSError as error:
-            raise StartError(f"cannot make the log's pipe and writer: {error.strerror}") from None
+            message = f"cannot make a pipe or start the log writer, {sys.executable}"
+            raise StartError(f"{message}: {error.strerror}; nothing was started") from None
+
+    def _check_log_file(self, path: str) -> None:
+        """Once, at the start: later troubles are events, and tried again."""
+        target = path if os.path.exists(path) else os.path.dirname(path)
+        message = ""
+        if not os.access(target, os.W_OK):
+            message = f"{target} may not be written by uid {os.geteuid()}"
+        elif needs_writer(1) and target == path and os.path.samestat(os.stat(path), os.fstat(1)):
+            message = "standard output goes there already, and each event would be written twice"
+        if message:
+            expected = "a file that this user may write, and nobody else does"
+            where = (self._settings.source, 0, "supervisor", "log_file", path)
+            raise ConfigurationError((Problem(*where, expected, message),))
 
     def _prepare(self) -> Edge:
         settings = self._settings
