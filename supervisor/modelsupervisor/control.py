@@ -98,7 +98,9 @@ class LogsArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str | None = None
     index: int | None = None
-    lines: Annotated[int, msgspec.Meta(ge=0)] = 100
+    lines: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = (
+        100  # put in order between two turns of the loop
+    )
     follow: bool = False
 
 

@@ -6,7 +6,9 @@ import base64
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,3 +211,19 @@ def test_a_worker_that_makes_its_stdout_nonblocking_harms_only_itself(running: R
     assert facts(instance)["blocking"] == [True, True, True]
     ask(instance, "print", text="still heard")
     assert instance.wait_event("worker.output", generation=2)["line"] == "still heard 0"
+
+
+def test_a_working_directory_that_was_deleted(running: Running, tmp_path: Path) -> None:
+    """A pruned release under a running supervisor: a template's end names the configuration all the same, and all goes on."""
+    instance = running("template.exited")
+    working = tmp_path / "release"
+    working.mkdir()
+    assert instance.stop() == 0
+    command = [sys.executable, "-m", "modelsupervisor", "start", "-c", str(instance.config)]
+    instance.launch(command=["sh", "-c", f'cd "{working}" && exec "$@"', "sh", *command])
+    instance.wait_event("supervisor.ready")
+    working.rmdir()
+    os.kill(template_pid(instance), signal.SIGKILL)
+    told = instance.wait_event("template.exited", signal="SIGKILL")
+    assert "workers.ini:" in told["config"] and told["config"].endswith(" [model:echo]")
+    instance.wait_event("template.ready", generation=2)

@@ -12,11 +12,11 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from modelsupervisor.runtime.signals import UNUSED_SIGNALS
+from support.flood import cpu_seconds
 from support.instance import Instance, environment, wait_for
 from support.moments import lock_text
 from support.peers import ask, dial, order_frame, read_predict
@@ -318,14 +318,27 @@ def test_a_log_reader_that_leaves_takes_nobody_along(piped: Piped) -> None:
     assert made.wait() == 0
 
 
-def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def test_an_idle_supervisor_costs_nothing(echo: Instance) -> None:
     """No descriptor is ready for ever: idle it uses no processor time."""
     before = cpu_seconds(echo.pid)
     time.sleep(1.0)  # a stretch to measure, not a wait
     assert cpu_seconds(echo.pid) - before <= 0.02
+
+
+def test_a_terminal_that_goes_away_during_the_start_costs_no_processor_time(instance: Make) -> None:
+    """The progress line has nowhere to go, and is not kept for later. (Not our controlling terminal: that would be a stop.)"""
+    made = instance("log.closed")
+    file = made.folder / "file.jsonl"
+    made.write(
+        made.model(env__FAULT_AT_LOAD='{"do": "sleep", "seconds": 1.5}'), f"log_file = {file}"
+    )
+    master, slave = pty.openpty()
+    made.launch(stdout=slave, TERM="xterm")
+    os.close(slave)
+    made.log = file
+    made.wait_event("template.starting")
+    os.close(master)
+    made.wait_event("log.closed", sink="stdout")
+    before = cpu_seconds(made.pid)
+    made.wait_event("supervisor.ready")
+    assert cpu_seconds(made.pid) - before < 0.5

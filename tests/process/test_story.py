@@ -77,5 +77,5 @@ def test_the_last_words_of_many_fit_into_one_status(running: Running) -> None:
     for index in range(6):
         ready(instance, 2, index=index)
         lines = instance.worker(index=index)["last_crash"]["last_lines"]
-        assert len(lines) > 5
+        assert len(lines) > 2
         assert lines[-1].endswith("x 59")

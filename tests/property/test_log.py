@@ -91,7 +91,7 @@ def test_every_byte_comes_back(
                 at += size
                 source.serve(always if pressed else never)
                 if releases:
-                    source.stream.release()
+                    source.stream.release(never)
             source.prints(content[at : at + last])
             left = source.stream.read_what_is_there() + content[at + last :]
             source.finish(left)

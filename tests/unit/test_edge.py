@@ -17,8 +17,12 @@ def told(message: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     def emit(level: str, event: str, **fields: Any) -> None:
         made.append((level, event, fields))
 
-    edge = SimpleNamespace(journal=SimpleNamespace(emit=emit))
-    told_event(cast(Edge, edge), message, model="m", pid=7)
+    def emit_told(source: str, level: str, event: str, **facts: Any) -> None:
+        assert source == "m/3 events"
+        emit(level, event, **facts)
+
+    edge = SimpleNamespace(journal=SimpleNamespace(emit=emit, emit_told=emit_told))
+    told_event(cast(Edge, edge), message, model="m", worker=3, pid=7)
     return made
 
 
@@ -28,7 +32,9 @@ FACTS = {"error": "RuntimeError: no text"}
 def test_an_event_keeps_its_facts_and_gets_our_identity() -> None:
     """Level, name and facts are the worker's, who it is is ours."""
     message = {"level": "warning", "event": "metrics.lost", "fields": FACTS}
-    assert told(message) == [("warning", "metrics.lost", {"model": "m", "pid": 7, **FACTS})]
+    assert told(message) == [
+        ("warning", "metrics.lost", {"model": "m", "worker": 3, "pid": 7, **FACTS})
+    ]
 
 
 @pytest.mark.parametrize(

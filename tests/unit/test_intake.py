@@ -390,7 +390,7 @@ def test_a_stream_that_is_removed(loop: Loop) -> None:
     stays, goes = loop.source(), loop.source()
     goes.prints(b"\n" * 5000 + TRACEBACK)
     loop.turn()
-    assert goes.stream.unfinished and goes.stream.holding
+    assert goes.stream.unfinished and goes.stream.held_back
     loop.intake.remove(goes.stream)
     loop.intake.remove(goes.stream)
     goes.prints(b"x\n")
@@ -417,3 +417,57 @@ def test_after_the_end(loop: Loop) -> None:
     awake.intake.close()
     assert not awake.reactor.wait(0) and not awake.reactor._watches
     awake.close()
+
+
+# Fairness ------------------------------------------------------------------------------------------------------------
+
+
+def test_streams_that_were_passed_over_come_first(loop: Loop) -> None:
+    """While a sink is slow but takes, a turn serves one stream and then waits: each in turn, the quiet ones too."""
+    flooders = [loop.source() for _ in range(3)]
+    quiet = loop.source()
+    served = 0
+
+    def behind() -> bool:
+        return sum(each.stream.bytes_read for each in loop.sources) > served
+
+    loop.sinks.behind = behind
+    for _ in range(8):
+        for each in flooders:
+            each.prints(b"f\n" * 2000)
+        quiet.prints(b"q\n")
+        served = sum(each.stream.bytes_read for each in loop.sources)
+        loop.turn()
+        served = 1 << 40
+        loop.pass_(REST)
+    assert all(each.stream.bytes_read for each in loop.sources)
+
+
+def test_a_progress_bar_does_not_hold_a_traceback_back(loop: Loop) -> None:
+    """Bytes that end no line make the traceback no longer: it comes when it is due."""
+    source = loop.source(name="stderr")
+    source.prints(b'Traceback (most recent call last):\n  File "a.py", line 1\nValueError: no\n')
+    loop.turn()
+    assert not source.stream.events
+    begun = loop.time
+    while loop.time < begun + HOLD:
+        source.prints(b"\r10%")
+        loop.pass_(0.05)
+        loop.turn()
+    loop.pass_(REST)
+    assert source.stream.events == 1
+
+
+def test_what_is_held_waits_while_the_sinks_are_behind(loop: Loop) -> None:
+    """And nobody is woken for it without end."""
+    source = loop.source(name="stderr")
+    source.prints(b'Traceback (most recent call last):\n  File "a.py", line 1\nValueError: no\n')
+    loop.turn()
+    loop.sinks.behind = lambda: True
+    loop.pass_(HOLD)
+    assert not source.stream.events
+    due = loop.intake.deadline()
+    assert due is not None and due > loop.time
+    loop.sinks.behind = lambda: False
+    loop.pass_(HOLD)
+    assert source.stream.events == 1

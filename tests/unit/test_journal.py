@@ -268,3 +268,17 @@ def test_a_path_that_is_no_utf_8() -> None:
     assert os.fsencode(event["path"]) == b"/\xff\xfe"
     newest = [json.loads(line)["event"] for line in log.journal.newest(10, None, None)]
     assert newest == ["a.a", "a.b", "a.c"]
+
+
+def test_what_workers_send_takes_no_room_that_is_for_ours() -> None:
+    """A flood of their events is dropped like output, under a name of its own, and a worker's end still has its place."""
+    log = Log(limit=10_000)
+    log.port.room = 0
+    facts: dict[str, Any] = {"model": "m", "worker": 0, "generation": 1, "error": "x" * 500}
+    for _ in range(100):
+        log.journal.emit_told("m/0 events", "warning", "metrics.lost", **facts)
+    tally = log.outlet.buffer.tallies["m/0 events"]
+    assert tally.dropped > 50
+    assert tally.dropped + tally.buffered == 100
+    log.journal.emit("info", "orphan.exited", pid=1, reason="ours")
+    assert log.outlet.buffer.tallies[None].buffered == 1

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from modelsupervisor.cli import main, render
 from modelsupervisor.cli.story import story
-from modelsupervisor.cli.terminal import harmless_json, one_line, output_line
+from modelsupervisor.cli.terminal import one_line, output_line
 from modelsupervisor.control import ControlConnection
+from modelsupervisor.log.harmless import harmless_json
 
 DIED = datetime(2026, 1, 2, 3, 4, 5, 678000, timezone.utc)
 NOW = DIED + timedelta(seconds=123)

@@ -69,7 +69,7 @@ def test_nothing_to_read(source: Source) -> None:
     source.prints(b"half")
     assert source.serve() == 4
     assert source.events() == []
-    assert not source.stream.unfinished and not source.stream.holding
+    assert not source.stream.unfinished and not source.stream.held_back
 
 
 def test_levels_of_the_streams(make: Callable[..., Source]) -> None:
@@ -176,11 +176,11 @@ def test_a_traceback_is_one_event(source: Source) -> None:
     """Also when it comes in several readings; it is held until it is whole."""
     source.prints(b"before\n" + TRACEBACK[0] + b"\n")
     source.serve()
-    assert source.stream.holding and not source.stream.unfinished
+    assert source.stream.held_back and not source.stream.unfinished
     assert source.lines() == ["before"]
     source.prints(b"\n".join(TRACEBACK[1:]) + b"\nbehind\n")
     source.serve()
-    assert not source.stream.holding
+    assert not source.stream.held_back
     _, traceback, behind = source.events()
     assert (traceback["kind"], traceback["lines"]) == ("traceback", 3)
     assert traceback["line"].encode() == b"\n".join(TRACEBACK)
@@ -189,15 +189,15 @@ def test_a_traceback_is_one_event(source: Source) -> None:
 
 def test_released_when_nothing_more_comes(source: Source) -> None:
     """It is given out as far as it is there; a release of nothing is nothing."""
-    source.stream.release()
+    source.stream.release(never)
     source.prints(b"\n".join(TRACEBACK) + b"\n")
     source.serve()
     assert source.events() == []
-    source.stream.release()
-    assert not source.stream.holding
+    source.stream.release(never)
+    assert not source.stream.held_back
     (event,) = source.events()
     assert event["error"] == "ValueError: x"
-    source.stream.release()
+    source.stream.release(never)
     assert len(source.events()) == 1
 
 
@@ -205,8 +205,8 @@ def test_a_release_keeps_the_order(source: Source) -> None:
     """What was read before it and waits goes first."""
     source.prints(b"a\n" * 600 + b"\n".join(TRACEBACK) + b"\n")
     source.serve(always)
-    assert source.stream.unfinished and source.stream.holding
-    source.stream.release()
+    assert source.stream.unfinished and source.stream.held_back
+    source.stream.release(never)
     assert [event.get("kind") for event in source.events()] == [None] * 600 + ["traceback"]
     assert not source.stream.unfinished
 
@@ -216,7 +216,7 @@ def test_a_part_ends_a_traceback(make: Callable[..., Source]) -> None:
     source = make(max_line=100)
     source.prints(b"\n".join(TRACEBACK[:2]) + b"\n" + b"x" * 150 + b"\n")
     source.serve()
-    assert not source.stream.holding
+    assert not source.stream.held_back
     events = source.events()
     assert [event.get("part") for event in events] == [None, 1, 2]
     assert events[0]["kind"] == "traceback"
@@ -231,7 +231,7 @@ def test_the_last_bytes_of_a_writer(source: Source) -> None:
     source.serve(always)
     source.finish(b"\n".join(TRACEBACK) + b"\nlast wo")
     assert source.ends == [1502]
-    assert not source.stream.unfinished and not source.stream.holding
+    assert not source.stream.unfinished and not source.stream.held_back
     events = source.events()
     assert [event["line"] for event in events[:1500]] == ["a"] * 1500
     traceback, last = events[1500:]
@@ -282,7 +282,7 @@ def test_what_was_held_is_its_writers(source: Source) -> None:
     source.prints(TRACEBACK[0] + b"\n")
     source.serve()
     source.generation, source.known = 2, False
-    source.stream.release()
+    source.stream.release(never)
     assert [event["generation"] for event in source.events()] == [1]
 
 

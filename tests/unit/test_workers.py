@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -50,9 +51,10 @@ class Birth:
             journal=cast(Any, None),
             post=self.posted.append,
             plans={},
-            places={},
+            places={KEY: cast(Any, SimpleNamespace(streams=()))},
             board=cast(Any, None),
             pid=os.getpid(),
+            config_path="workers.ini",
             allowed_cpus=(0,),
             intake=cast(Any, None),
             outlets=cast(Any, None),

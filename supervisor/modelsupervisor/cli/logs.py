@@ -15,9 +15,10 @@ import click
 from modelsupervisor.cli import complain, say
 from modelsupervisor.cli.instance import connect, find_instance, instance_options
 from modelsupervisor.cli.target import parse_target
-from modelsupervisor.cli.terminal import harmless_json
+from modelsupervisor.cli.terminal import on_terminal
 from modelsupervisor.control import ControlConnection
 from modelsupervisor.errors import EXIT_OK
+from modelsupervisor.log.harmless import harmless_json
 
 
 @click.command()
@@ -26,7 +27,7 @@ from modelsupervisor.errors import EXIT_OK
 @click.option(
     "-n",
     "--lines",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=100_000),
     default=100,
     show_default=True,
     metavar="N",
@@ -80,10 +81,10 @@ def _reader() -> int:
 def _text_form() -> Callable[[bytes], bytes]:
     from modelsupervisor.log.console import Console
 
-    console = Console(colors=sys.stdout.isatty() and "NO_COLOR" not in os.environ, dates=True)
+    console = Console(colors=on_terminal() and "NO_COLOR" not in os.environ, dates=True)
     # A name that is not UTF-8 is a lone surrogate in an event, which no stream takes.
     return lambda line: console.line(line).encode(errors="backslashreplace")
 
 
 def _json_form() -> Callable[[bytes], bytes]:
-    return harmless_json if sys.stdout.isatty() else lambda line: line
+    return harmless_json if on_terminal() else lambda line: line

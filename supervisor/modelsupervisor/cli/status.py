@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime, timezone
 from typing import Any
 
@@ -17,9 +16,10 @@ from modelsupervisor.cli.instance import (
     require_same_file,
 )
 from modelsupervisor.cli.target import Target, parse_target
-from modelsupervisor.cli.terminal import harmless_json
+from modelsupervisor.cli.terminal import on_terminal
 from modelsupervisor.control import NOT_FOUND, ControlConnection
 from modelsupervisor.errors import EXIT_OK, ControlError
+from modelsupervisor.log.harmless import harmless_json
 
 
 @click.command()
@@ -44,7 +44,7 @@ def status(target: str | None, config: str | None, run_dir: str | None, as_json:
     require_same_file(instance, result)
     if asked is not None:
         _tell(result, asked, as_json, named_by(config, run_dir))
-    elif as_json or not sys.stdout.isatty():
+    elif as_json or not on_terminal():
         _say_json(result)
     else:
         _draw(result)
@@ -53,7 +53,7 @@ def status(target: str | None, config: str | None, run_dir: str | None, as_json:
 
 def _say_json(result: object) -> None:
     encoded = msgspec.json.encode(result)
-    if sys.stdout.isatty():
+    if on_terminal():
         encoded = harmless_json(msgspec.json.format(encoded, indent=2))
     say(encoded)
 

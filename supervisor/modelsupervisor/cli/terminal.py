@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def one_line(text: str) -> str:
     """`text` as one line that a terminal shows as it is: a model's answer must not move the
@@ -14,13 +16,6 @@ def output_line(text: str) -> str:
     return "\t".join(one_line(part) for part in text.split("\t"))
 
 
-def harmless_json(encoded: bytes) -> bytes:
-    """The same JSON without the characters that a terminal obeys: DEL and the C1 controls, of which U+009B begins an escape
-    sequence, may stand in JSON as they are. The newlines of JSON in several lines stay."""
-    text = encoded.decode()
-    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text).encode()
-
-
-def _escaped(character: str) -> str:
-    units = character.encode("utf-16-be")
-    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+def on_terminal() -> bool:
+    """Whether standard output is a terminal; a closed one is not."""
+    return sys.stdout is not None and sys.stdout.isatty()

@@ -81,6 +81,7 @@ class Journal:
         self._least = LEVELS[level]
         self._rings = rings
         self._about: RingKey = (None, None)
+        self._source: str | None = None
         self.seq = 0
         self.outlets: list[Outlet] = []
         self._logger = structlog.wrap_logger(
@@ -96,7 +97,7 @@ class Journal:
         )
 
     def _take(self, line: str) -> None:
-        self._hand_out(Block(None, 1, line.encode() + b"\n", self._about))
+        self._hand_out(Block(self._source, 1, line.encode() + b"\n", self._about))
 
     def _hand_out(self, block: Block) -> None:
         self._rings.add(block)
@@ -117,6 +118,14 @@ class Journal:
         self._about = (model, worker) if known else (None, None)
         # As one value: among keyword arguments a fact called `self` would be an error of the call.
         getattr(self._logger, level)(event, seq=self.seq, facts=fields)
+
+    def emit_told(self, source: str, level: str, event: str, /, **fields: Any) -> None:
+        """The same for an event that a worker sent: it is accounted under `source`, and takes no room that is for ours."""
+        self._source = source
+        try:
+            self.emit(level, event, **fields)
+        finally:
+            self._source = None
 
     def emit_block(
         self, about: RingKey, source: str, count: int, render: Callable[[int], bytes]

@@ -40,26 +40,38 @@ class LineSplitter:
 
     def __init__(self, max_line: int) -> None:
         self._max = max_line
-        self._rest = b""
+        self._rest: list[
+            bytes
+        ] = []  # the unfinished line: it may grow by many chunks, and is put together once
+        self._held = 0
         self._part = 0
 
     @property
     def held(self) -> int:
         """Bytes of the unfinished line that are held."""
-        return len(self._rest)
+        return self._held
 
     def feed(self, chunk: bytes) -> list[Segment]:
         """What this chunk completes, in order."""
-        whole = self._rest + chunk
+        self._rest.append(chunk)
+        self._held += len(chunk)
+        if b"\n" not in chunk and self._held <= self._max:
+            return []
+        whole = b"".join(self._rest)
         lines = whole.split(b"\n")
-        self._rest = lines.pop()
+        rest = lines.pop()
         # No line can be too long in what is not too long: the usual case is one look.
-        if not self._part and (len(whole) <= self._max or not self._too_long(lines)):
-            return [lines] if lines else []
-        return self._cut_all(lines)
+        if not self._part and (len(whole) <= self._max or not self._too_long(lines, rest)):
+            found: list[Segment] = [lines] if lines else []
+        else:
+            found = self._cut_all(lines)
+            if len(rest) > self._max:
+                rest = self._cut(rest, found)
+        self._rest, self._held = [rest], len(rest)
+        return found
 
-    def _too_long(self, lines: list[bytes]) -> bool:
-        return len(self._rest) > self._max or max(map(len, lines), default=0) > self._max
+    def _too_long(self, lines: list[bytes], rest: bytes) -> bool:
+        return len(rest) > self._max or max(map(len, lines), default=0) > self._max
 
     def _cut_all(self, lines: list[bytes]) -> list[Segment]:
         found: list[Segment] = []
@@ -76,8 +88,6 @@ class LineSplitter:
             self._part = 0
         if run:
             found.append(run)
-        if len(self._rest) > self._max:
-            self._rest = self._cut(self._rest, found)
         return found
 
     def _cut(self, line: bytes, found: list[Segment]) -> bytes:
@@ -92,6 +102,6 @@ class LineSplitter:
 
     def flush(self) -> list[Segment]:
         """What the dead writer left without a newline."""
-        rest, part = self._rest, self._part
-        self._rest, self._part = b"", 0
+        rest, part = b"".join(self._rest), self._part
+        self._rest, self._held, self._part = [], 0, 0
         return [Part(rest, part=part, partial=True)] if rest or part else []

@@ -200,6 +200,11 @@ class Recogniser:
         """Lines are held back: the beginning of a traceback, or one that may go on."""
         return bool(self._block)
 
+    @property
+    def held(self) -> int:
+        """Bytes of the lines that are held back."""
+        return self._size
+
     def feed(self, lines: Sequence[bytes]) -> list[Run]:
         """What these lines give; each line comes out once, in order, now or later."""
         hits = list(map(_head, lines))

@@ -102,8 +102,9 @@ class OutputForm:
             rest += b"," + json_text(run.extra)[1:-1]
         elif run.kind == "json":
             # The object's own bytes, which were found to be JSON: numbers keep their digits, keys their order. A carriage return
-            # can only be white space there, and readers exist that would end the line at it.
-            rest += b',"fields":' + content.strip().replace(b"\r", b" ")
+            # or tab can only be white space there, and readers exist that would end the line at the one or escape the other.
+            own = content.strip().replace(b"\r", b" ").replace(b"\t", b" ")
+            rest += b',"fields":' + own
         return self._one(run.level, seq, rest)
 
     def part(self, level: str, part: Part, seq: int) -> bytes:

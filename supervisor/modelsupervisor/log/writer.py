@@ -296,7 +296,8 @@ class Writer:
             self._channel.say("opened", path=self._path)
 
     def _listen(self) -> None:
-        for reopening in self._channel.hear() if self._path is not None else ():
+        heard = self._channel.hear()
+        for reopening in heard if self._path is not None else ():
             self._answer_by = 0.0
             if reopening[0] < self.written:
                 self._gone = False  # it came too late, and we went on: it is asked for again

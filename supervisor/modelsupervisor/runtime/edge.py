@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,6 +43,7 @@ class Edge:
     places: Mapping[SlotKey, Place]
     board: Board
     pid: int
+    config_path: str  # as people read it, relative to where the supervisor was started
     allowed_cpus: tuple[int, ...]  # what this process might use when it started
     intake: Intake
     outlets: Outlets
@@ -58,7 +58,7 @@ class Edge:
     def config_line(self, model: str) -> str:
         """`conf/workers.ini:12 [model:digits]`, for whoever has to mend it."""
         line = self.plans[model].settings.line
-        return f"{os.path.relpath(self.settings.source)}:{line} [model:{model}]"
+        return f"{self.config_path}:{line} [model:{model}]"
 
 
 def told_event(edge: Edge, message: dict[str, Any], **identity: Any) -> None:
@@ -68,4 +68,5 @@ def told_event(edge: Edge, message: dict[str, Any], **identity: Any) -> None:
     if wrong:
         edge.journal.emit("warning", "worker.bad_message", **identity, reason=wrong)
     else:
-        edge.journal.emit(str(level), str(event), **identity, **(facts or {}))
+        source = f"{identity['model']}/{identity['worker']} events"
+        edge.journal.emit_told(source, str(level), str(event), **identity, **(facts or {}))

@@ -24,6 +24,7 @@ REST = 0.002  # seconds
 PLENTY = 8 * 1024
 # Blocks of a dead process's last output that are given out at once: some tens of milliseconds
 LAST_BLOCKS = 64
+MOST_BACKLOG = 16  # readings of one stream that wait for the sinks: some megabytes
 DRAIN = 0.05  # seconds for the sinks between two rounds at the end
 HOLD = 0.25  # seconds; a traceback is printed line by line within a millisecond
 
@@ -37,7 +38,9 @@ class Intake:
         self._now = now
         self._streams: dict[int, Stream] = {}
         self._unfinished: dict[Stream, None] = {}
-        self._held: dict[Stream, float] = {}  # when the stream's open traceback is due
+        # The size of a stream's open traceback, and when that is due
+        self._held: dict[Stream, tuple[int, float]] = {}
+        self._passed_over: dict[Stream, None] = {}  # by the turn before: these come first
         self._epoll: select.epoll | None = None
         self._rests_until: float | None = None
         self._watched = False
@@ -67,6 +70,7 @@ class Intake:
             assert self._epoll is not None
             self._epoll.unregister(stream.fd)
         self._held.pop(stream, None)
+        self._passed_over.pop(stream, None)
 
     def finish(
         self,
@@ -86,7 +90,10 @@ class Intake:
 
         for stream, chunk in zip(streams, words or [b""] * left, strict=True):
             stream.finish(chunk, voice, one_done)
-            stream.give_out(self._outlets.brimming, LAST_BLOCKS)
+            if stream.backlog <= MOST_BACKLOG:
+                stream.give_out(self._outlets.brimming, LAST_BLOCKS)
+            else:  # a worker that dies again and again with full FIFOs may not fill the memory
+                stream.give_out(_never, None)
             self._note(stream)
         if not streams:
             done()
@@ -107,10 +114,12 @@ class Intake:
             self._unfinished[stream] = None
         else:
             self._unfinished.pop(stream, None)
-        if stream.holding:
-            self._held[stream] = self._now() + HOLD
-        else:
+        # Only what makes the traceback longer puts it off: a progress bar on the same stream, which never ends its line, does not.
+        size = stream.held_back
+        if not size:
             self._held.pop(stream, None)
+        elif self._held.get(stream, (0, 0.0))[0] != size:
+            self._held[stream] = size, self._now() + HOLD
 
     def _watch(self, watched: bool) -> None:
         if watched == self._watched:
@@ -132,10 +141,15 @@ class Intake:
             return
         found = self._epoll.poll(0, maxevents=max(64, len(self._streams)))
         ready = dict.fromkeys(self._streams[fd] for fd, _ in found if fd in self._streams)
+        waiting = {**self._passed_over, **self._unfinished, **ready}
+        self._passed_over = {}
         most = 0
-        for stream in {**self._unfinished, **ready}:
+        for stream in list(waiting):
             if self._outlets.holds(now):
+                # Else the same first ones would be served turn after turn, and a quiet worker behind them never.
+                self._passed_over = {each: None for each in waiting if each.fd in self._streams}
                 return
+            del waiting[stream]
             most = max(most, stream.serve(self._outlets.pressed))
             self._note(stream)
         # Every stream was served; those that have more come again, after a rest where it was little.
@@ -145,7 +159,7 @@ class Intake:
 
     def deadline(self) -> float | None:
         """When `tick` has something to do."""
-        due = [*self._held.values()]
+        due = [at for _, at in self._held.values()]
         if self._unfinished and self._watched:
             due.append(self._now())  # nothing in the kernel's buffers tells of these
         if self._rests_until is not None:
@@ -154,8 +168,11 @@ class Intake:
 
     def tick(self, now: float) -> None:
         """Go on reading where that was put off; give out what was held for long enough."""
-        for stream in [stream for stream, due in self._held.items() if due <= now]:
-            stream.release()
+        for stream in [stream for stream, (_, due) in self._held.items() if due <= now]:
+            if stream.unfinished or self._outlets.holds(now):
+                self._held[stream] = stream.held_back, now + HOLD
+                continue
+            stream.release(self._outlets.pressed)
             self._note(stream)
         if self._rests_until is not None and self._rests_until <= now:
             self._rests_until = None

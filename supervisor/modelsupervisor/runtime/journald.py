@@ -98,9 +98,9 @@ class JournalPort:
             return False
         if taken and self.outlet.trouble:
             reason, self.outlet.trouble = self.outlet.trouble, ""
-            self.outlet.said.append(
-                Said("info", "log.resumed", {"sink": "journal", "reason": reason})
-            )
+            if not self.outlet.stall_told:  # else the outlet says so when it has room again
+                resumed = {"sink": "journal", "reason": reason}
+                self.outlet.said.append(Said("info", "log.resumed", resumed))
         return taken
 
     def due(self) -> float | None:

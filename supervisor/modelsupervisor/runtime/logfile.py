@@ -66,8 +66,8 @@ class LogFile:
 
     def open(self) -> None:
         """Make the pipe and start the writer. Raises OSError."""
+        self._inner = _large_pipe()  # first: without the outer one there is nothing to finish
         self._reading, self._writing = _large_pipe()
-        self._inner = _large_pipe()
         os.set_blocking(self._writing, False)
         self._spawn()
 
@@ -110,37 +110,51 @@ class LogFile:
         done = str(self._written - self._unwritten())
         handed = {0: self._reading, 3: theirs.fileno(), 4: self._inner[0], 5: self._inner[1]}
         # Out of the way of the numbers that they get: each is put there in turn.
-        high = {
-            to: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(handed) + 1) for to, fd in handed.items()
-        }
-        actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
-            (os.POSIX_SPAWN_DUP2, fd, to) for to, fd in high.items()
-        ]
-        actions.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
-        if self.path is not None:
-            actions.append((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0))
+        high: list[int] = []
+        actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = []
         try:
-            self._pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-S", "-I", program.__file__, "--written", done, *target],
-                os.environ,
-                file_actions=actions,
-                setsid=True,
-                setsigmask=[],
-            )
+            for to, fd in handed.items():
+                high.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(handed) + 1))
+                actions.append((os.POSIX_SPAWN_DUP2, high[-1], to))
+            self._exec(actions, [*target], done)
         except OSError:
             channel.close()
             raise
         finally:
             theirs.close()
-            for fd in high.values():
+            for fd in high:
                 os.close(fd)
         self._channel = channel
         self._servants.add(self._pid)
-        self._pidfd = os.pidfd_open(self._pid)
         self._begun = self._now()
         self._reactor.add(self._pidfd, Rank.OPERATOR, lambda _: self._on_exit())
         self._reactor.add(channel.fileno(), Rank.OPERATOR, lambda _: self._on_channel())
+
+    def _exec(
+        self,
+        actions: list[tuple[int, ...] | tuple[int, int, str, int, int]],
+        target: list[str],
+        done: str,
+    ) -> None:
+        """Start the process and have a descriptor of it. Raises OSError, and then there is none."""
+        actions.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
+        if self.path is not None:
+            actions.append((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0))
+        self._pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-S", "-I", program.__file__, "--written", done, *target],
+            os.environ,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=[],
+        )
+        try:
+            self._pidfd = os.pidfd_open(self._pid)
+        except OSError:
+            # Two writers on one pipe would each have a wrong count: this one must not live.
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            raise
 
     def _on_channel(self) -> None:
         if not take_messages(self._channel, self._on_message, lambda _: None):

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 from modelsupervisor.config import SupervisorSettings
 from modelsupervisor.log.console import Console
+from modelsupervisor.log.harmless import harmless_json
 from modelsupervisor.log.journal import Journal
 from modelsupervisor.log.journald import is_journal
 from modelsupervisor.log.outlet import WRITE, Outlet, Port
+from modelsupervisor.log.render import Block
 from modelsupervisor.runtime.journald import JournalPort, as_datagrams
 from modelsupervisor.runtime.logfile import LogFile
 from modelsupervisor.runtime.reactor import Rank, Reactor
@@ -101,7 +103,11 @@ class Outlets:
         terminal = os.isatty(1)
         if form == "console" or (form == "auto" and terminal):
             self.console = Console(colors=terminal and "NO_COLOR" not in os.environ)
-        encode = self.console.encode if self.console is not None else None
+        encode: Callable[..., bytes] | None = None
+        if self.console is not None:
+            encode = self.console.encode
+        elif terminal:
+            encode = _harmless
         if needs_writer(1):
             self._open_file("stdout", None, encode)
             return
@@ -129,7 +135,7 @@ class Outlets:
             drawn = self.console.progress(text)
             if drawn:
                 for outlet, port in self._ports.items():
-                    if port is self._standard:
+                    if port is self._standard and not outlet.closed:
                         outlet.buffer.put(None, 0, drawn)
 
     def flush(self, **identity: Any) -> None:
@@ -141,7 +147,8 @@ class Outlets:
         self._alarm()
         for outlet, port in self._ports.items():
             outlet.flush(now)
-            self._watch(outlet, port.fd if outlet.backlog and port.pollable else -1)
+            wanted = outlet.backlog and port.pollable and not outlet.closed
+            self._watch(outlet, port.fd if wanted else -1)
 
     def _alarm(self) -> None:
         """Where no sink is left that could carry the news, say so on standard error, once each time."""
@@ -225,6 +232,8 @@ class Outlets:
                         "buffered": tally.buffered,
                     }
                     for source, tally in outlet.buffer.tallies.items()
+                    # Of a follower only what it missed or still waits for: sixty of them have to fit into one answer.
+                    if outlet in self._ports or tally.dropped or tally.buffered
                 },
             }
             for outlet in self._journal.outlets
@@ -278,6 +287,11 @@ class Outlets:
 def _reason(outlet: Outlet) -> str | None:
     known = outlet.closed or outlet.trouble
     return known or (outlet.reason if outlet.buffer.stalled else None)
+
+
+def _harmless(block: Block) -> bytes:
+    """JSON for somebody's terminal."""
+    return harmless_json(block.json)
 
 
 def _state(outlet: Outlet) -> str:

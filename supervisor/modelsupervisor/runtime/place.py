@@ -66,6 +66,11 @@ class Place:
         for each in self.streams:
             self._intake.add(each)
 
+    @property
+    def made(self) -> bool:
+        """Its files are there."""
+        return hasattr(self, "listener")
+
     def writing_ends(self) -> tuple[int, int]:
         """Fresh blocking writing ends of both FIFOs, for one generation; the caller closes them.
 

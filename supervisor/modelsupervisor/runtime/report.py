@@ -21,6 +21,7 @@ from modelsupervisor.runtime.workers import Workers
 PSS_KEPT = 10.0
 # Bytes of all last lines and tracebacks: a quarter of what an answer may have (control.MAX_LINE)
 STORIES = 256 * 1024
+LEAST_TEXT = 60  # characters of anything that is shown at all
 
 
 @dataclass(frozen=True)
@@ -116,23 +117,29 @@ class Reporter:
 
 
 def _within(room: int, told: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What is told of an end, with as much of its traceback and of its last lines as there is room for: the newest of both."""
+    """What is told of an end, with as much of it as there is room for: of texts and lines the newest, at least the end of one."""
     if told is None:
         return None
     shown = dict(told)
+    shown["reason"] = told["reason"][: max(room // 4, LEAST_TEXT)]
+    shown["in_hand"] = _newest(room // 4, told["in_hand"])
     if told.get("traceback"):
-        lines = _newest(room // 2, str(told["traceback"]).rstrip("\n").split("\n"))
+        lines = _newest(room // 4, str(told["traceback"]).rstrip("\n").split("\n"))
         shown["traceback"] = "\n".join(lines)
-        room //= 2
-    shown["last_lines"] = _newest(room, told["last_lines"])
+    shown["last_lines"] = _newest(room // 2, told["last_lines"])
     return shown
 
 
 def _newest(room: int, lines: list[str]) -> list[str]:
     kept: list[str] = []
     for line in reversed(lines):
-        room -= len(json_text(line)) + 1
-        if room < 0:
+        size = len(json_text(line)) + 1
+        if size > room:
+            if not kept:
+                kept.append(
+                    line[-max(room // 6, LEAST_TEXT) :]
+                )  # six bytes a character at most, escaped
             break
+        room -= size
         kept.append(line)
     return kept[::-1]

@@ -8,7 +8,6 @@ file has no such thing as not waiting; it is a log writer's (`logfile`).
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
@@ -30,15 +29,6 @@ def needs_writer(fd: int) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
-
-
-def complain(text: str) -> None:
-    """Write some words to standard error, if it takes them now: nobody may be kept waiting for them."""
-    poll = select.poll()
-    poll.register(2, select.POLLOUT)
-    with contextlib.suppress(OSError):
-        if poll.poll(0):
-            os.write(2, text.encode(errors="backslashreplace")[: select.PIPE_BUF])
 
 
 class StandardOutput:
@@ -123,3 +113,17 @@ class StandardOutput:
             self._socket.close()
         elif self._fd != self._given:
             os.close(self._fd)
+
+
+def complain(text: str) -> None:
+    """Write some words to standard error, as far as it takes them without waiting; a file on a disk could make us wait."""
+    if needs_writer(2):
+        return
+    error = StandardOutput(2)
+    error.open()
+    try:
+        error.write([memoryview(text.encode(errors="backslashreplace"))])
+    except (PortClosed, PortFailing):
+        return
+    finally:
+        error.close()

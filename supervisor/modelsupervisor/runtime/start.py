@@ -150,6 +150,14 @@ def _claim_descriptors(slots: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
+def _shown_path(path: str) -> str:
+    """Relative to the working directory, while there is one: somebody may delete it under a running supervisor."""
+    try:
+        return os.path.relpath(path)
+    except OSError:
+        return path
+
+
 def _become_subreaper() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
@@ -256,6 +264,7 @@ class Session:
             places=self._places,
             board=self._board,
             pid=os.getpid(),
+            config_path=_shown_path(settings.source),
             allowed_cpus=allowed,
             intake=self._intake,
             outlets=self._outlets,
@@ -314,6 +323,7 @@ class Session:
         """Undo everything, whatever of it was made."""
         if self._supervisor is not None:
             self._supervisor.end_orphans()
+            self._supervisor.take_rest()
         self._intake.finish_all(Edge.now() + LAST_FLUSH)
         for place_ in self._places.values():
             place_.close()

@@ -116,9 +116,14 @@ class Stream:
         return bool(self._work)
 
     @property
-    def holding(self) -> bool:
-        """The beginning of a traceback is held back for the rest of it."""
-        return self._recogniser.holding
+    def backlog(self) -> int:
+        """The number of readings that wait to be given out."""
+        return len(self._work)
+
+    @property
+    def held_back(self) -> int:
+        """Bytes of a traceback's beginning that are held back for the rest of it."""
+        return self._recogniser.held
 
     def serve(self, pressed: Callable[[], bool]) -> int:
         """One turn: read, unless something is left of the turn before, and give out; the number of bytes read.
@@ -137,13 +142,13 @@ class Stream:
         self.give_out(pressed, TURN_BLOCKS)
         return size
 
-    def release(self) -> None:
+    def release(self, pressed: Callable[[], bool]) -> None:
         """Give out what is held back: the rest of it did not come."""
         held = self._recogniser.flush()
         if held:
             form, voice = self._latest.form, self._latest.voice
             self._work.append(_Reading(form, voice, deque(held)))
-            self.give_out(_never, None)
+            self.give_out(pressed, TURN_BLOCKS)
 
     def read_what_is_there(self) -> bytes:
         """Exactly the bytes that are there now: reading until nothing is left never ends while a helper still writes."""
@@ -250,7 +255,3 @@ def _render(form: OutputForm, level: str, item: Run | Part, seq: int) -> bytes:
 
 def _events(item: Run | Part) -> int:
     return len(item.lines) if isinstance(item, Run) and not item.kind else 1
-
-
-def _never() -> bool:
-    return False

@@ -123,6 +123,7 @@ class Supervisor:
         """
         try:
             watch.callback(events)
+            self._settle()
         except Exception:
             self._faults[watch] += 1
             self._edge.journal.emit(
@@ -132,7 +133,7 @@ class Supervisor:
                 if watch.rank is Rank.LIFE:
                     raise
                 self._edge.reactor.remove(watch.fd)
-        self._settle()
+        self._settle()  # what was queued behind a fault
 
     def _timeout(self) -> float | None:
         deadline = next_deadline(self._state)
@@ -289,6 +290,14 @@ class Supervisor:
                 self._orphans.add(pid)
                 command = processes.command_of(pid)
                 self._edge.journal.emit("warning", "orphan.adopted", pid=pid, command=command)
+
+    def take_rest(self) -> None:
+        """At the very end: what processes that outlived their worker left in the FIFOs, and lines that nobody ended."""
+        for key, place in self._edge.places.items():
+            voice = self.voice(key)
+            if voice is not None and place.made:
+                words = [stream.read_what_is_there() for stream in place.streams]
+                self._edge.intake.finish(place.streams, words, voice, lambda: None)
 
     def end_orphans(self) -> None:
         """At the very end: whatever still lives below us was left by a worker, and goes, and so do its own children."""

@@ -247,7 +247,13 @@ class Templates:
         self._on_channel(template)
         template.status = status
         template.last_words = tuple(stream.read_what_is_there() for stream in template.streams)
-        self._edge.doomed.update(processes.kill_session(template.pid))
+        helpers = processes.kill_session(template.pid)
+        if helpers:  # they may have written between the reading and the killing
+            more = (stream.read_what_is_there() for stream in template.streams)
+            template.last_words = tuple(
+                a + b for a, b in zip(template.last_words, more, strict=True)
+            )
+        self._edge.doomed.update(helpers)
         processes.reap(template.pidfd)
         del self._all[template.key]
         self._dead[template.key] = template

@@ -190,7 +190,10 @@ class Workers:
 
     def _keep_unborn(self, worker: Worker) -> None:
         """Keep what there is to say of a birth that nothing came of, until it is reported."""
-        corpse = Corpse(processes.ExitStatus(), self._edge.now() - worker.asked_at, NOTHING)
+        streams = self._edge.places[worker.key].streams
+        words = tuple(stream.read_what_is_there() for stream in streams)
+        uptime = self._edge.now() - worker.asked_at
+        corpse = Corpse(processes.ExitStatus(), uptime, NOTHING, last_words=words)
         self._dead[worker.key, worker.generation] = worker, corpse
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -213,8 +216,7 @@ class Workers:
         elif kind == "ready":
             facts = message.get("facts")
             pid = facts.get("pid") if isinstance(facts, dict) else None
-            if worker.pid is None and pid in processes.children():
-                assert isinstance(pid, int)
+            if worker.pid is None and isinstance(pid, int) and pid in processes.children():
                 self._adopt(worker, pid)
             self._edge.post(WorkerReady(worker.key, worker.generation, self._edge.now()))
         else:
