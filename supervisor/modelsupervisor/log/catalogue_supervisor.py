@@ -194,7 +194,7 @@ LOG = Group(
             ),
         ),
     ),
-    "For each sink and stream, lines read = lines logged + dropped + still buffered.",
+    "For each sink and stream, events made = events logged + dropped + still buffered.",
 )
 
 ORPHANS = Group(
