@@ -319,7 +319,7 @@ def test_a_file_that_is_standard_output_already(instance: Make) -> None:
 
 
 def test_nobody_takes_the_log(instance: Make) -> None:
-    """With the last sink failing, one line on standard error says what fails. (Not where that is a file, which could be waited for.)"""
+    """With the last sink failing, one line on standard error, here not a file, says what fails."""
     made = instance("log.failed")
     flooding(made, "log_file = /dev/full\nlog_to = none")
     errors, kept = made.folder / "errors", made.folder / "kept"
