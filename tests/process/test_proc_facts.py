@@ -179,6 +179,7 @@ def test_descriptors_are_those_on_the_list(instance: Make) -> None:
         wait_for(connection_closed, "the worker to close the connection")
     for event in made.events("template.ready"):
         heir = heir_pid(made.pid, event["pid"])
+        let_go(event["pid"])
         found = descriptors(event["pid"])
         assert found[0] == "/dev/null"
         assert [found.pop(fd).split(":")[0] for fd in (0, 1, 2, 3)][1:] == [
@@ -190,17 +191,24 @@ def test_descriptors_are_those_on_the_list(instance: Make) -> None:
         wait_for(lambda pid=heir: kinds(pid) == ["/dev/null", "pipe", "pipe", "socket"], "its own")
 
 
+def let_go(template: int) -> None:
+    """Wait until the template has closed the heir's end of their pair: the heir may have its title a moment before."""
+    wait_for(lambda: kinds(template).count("socket") == 2, "the heir's end to be closed")
+
+
 def test_descriptors_of_a_successor_are_as_few(running: Running) -> None:
     """The second generation holds what the first held, and so does the template."""
     instance = running("worker.exited", workers=2)
     first = kinds(instance.worker()["pid"])
     template = template_pid(instance)
     heir_pid(instance.pid, template)
+    let_go(template)
     held = kinds(template)
     kill_worker(instance, signal.SIGKILL)
     ready(instance, 2)
     assert kinds(instance.worker()["pid"]) == first
     heir_pid(instance.pid, template)
+    let_go(template)
     assert kinds(template) == held
 
 
