@@ -471,3 +471,26 @@ def test_what_is_held_waits_while_the_sinks_are_behind(loop: Loop) -> None:
     loop.sinks.behind = lambda: False
     loop.pass_(HOLD)
     assert source.stream.events == 1
+
+
+def test_a_stream_that_is_gone_is_not_passed_over_to_be_read(loop: Loop) -> None:
+    """Its descriptor's number may be another stream's: what it left is given out, and nothing is read for it."""
+    gone = loop.source()
+    gone.prints(b"\n" * 5000)
+    loop.turn()
+    assert gone.stream.unfinished
+    loop.intake.remove(gone.stream)
+    heir = loop.source()
+    own, gone.stream.fd = gone.stream.fd, heir.stream.fd
+    asked = iter([False, True])
+    loop.sinks.behind = lambda: next(asked, False)
+    loop.turn()
+    while gone.stream.unfinished:
+        gone.stream.give_out(lambda: False, None)
+    read = gone.stream.bytes_read
+    heir.prints(b"of the heir\n")
+    loop.pass_(REST)
+    loop.turn()
+    assert gone.stream.bytes_read == read
+    assert heir.lines() == ["of the heir"]
+    gone.stream.fd = own

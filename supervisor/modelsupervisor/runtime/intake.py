@@ -69,6 +69,7 @@ class Intake:
         if self._streams.pop(stream.fd, None) is not None:
             assert self._epoll is not None
             self._epoll.unregister(stream.fd)
+        stream.closed = True
         self._held.pop(stream, None)
         self._passed_over.pop(stream, None)
 
@@ -147,7 +148,7 @@ class Intake:
         for stream in list(waiting):
             if self._outlets.holds(now):
                 # Else the same first ones would be served turn after turn, and a quiet worker behind them never.
-                self._passed_over = {each: None for each in waiting if each.fd in self._streams}
+                self._passed_over = waiting
                 return
             del waiting[stream]
             most = max(most, stream.serve(self._outlets.pressed))

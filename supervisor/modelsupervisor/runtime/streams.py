@@ -91,6 +91,9 @@ class Stream:
         self.name = name
         self.source = source
         self.fd = fd
+        self.closed = (
+            False  # its descriptor's number may be another's by now: nothing is read any more
+        )
         self.bytes_read = 0
         self.events = 0  # made of its lines
         self.hidden = 0  # lines below the log level, of which none was made
@@ -131,7 +134,7 @@ class Stream:
         What nobody's voice can be found for yet, because the pid of a newborn is not known, stays in the kernel.
         """
         size = 0
-        if not self._work:
+        if not self._work and not self.closed:
             voice = self._voice()
             if voice is None:
                 return 0
