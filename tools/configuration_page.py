@@ -31,6 +31,20 @@ in it; the exit code is 78.
 """
 
 _TAIL = """\
+## CPUs and threads
+
+`modelsupervisor plan -c FILE` prints which CPUs and how many threads each worker would get here, with the reason for each number.
+
+- What may be used is the process's affinity within its cpuset. Where a cgroup (version 1 or 2, its own or one above it) sets a CPU
+  quota, as many CPUs are used as it pays for, rounded down, at least one: half a CPU more would be a thread that is stopped half of
+  the time, while all others wait for it. Fast cores are taken first, and second hardware threads last.
+- The workers of all models with `cpus = auto` divide these into equal shares of whole cores. SMT siblings stay together; a worker
+  has cores of one NUMA node, and of one kind where a processor has fast and slow ones. What does not divide stays free.
+- More workers than cores take turns: each has one core, and shares it.
+- A list is divided among the workers of its own model, in the order in which it is written.
+- `threads = auto` is one number for a model: the cores of its smallest share, not their hardware threads.
+- A slot keeps its CPUs over restarts.
+
 ## The environment of a model's processes
 
 The supervisor's own, then `env.NAME`, then what the operator has set in neither: `OMP_NUM_THREADS`, `MXNET_OMP_MAX_THREADS`,

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from modelsupervisor.client import Client
+from modelsupervisor.core.placement import Demand, place
+from modelsupervisor.runtime.machine import read_topology
 from support.faults import (
     echo,
     facts,
@@ -267,16 +269,16 @@ def test_every_thread_of_a_worker_is_on_its_cpus(running: Running) -> None:
         pytest.skip("one CPU cannot be shared out")
     fault = json.dumps({"do": "thread_at_fork"})
     instance = running(workers=2, env__FAULT_AT_LOAD=fault)
-    share = len(allowed) // 2
+    plan = place(read_topology(), (Demand("echo", 2),)).model("echo")
     for index in (0, 1):
-        planned = allowed[index * share : (index + 1) * share]
+        planned = list(plan.workers[index].cpus or ())
         found = facts(instance, index=index)["affinity"]
         assert len(found) == 2
         assert all(cpus == planned for cpus in found.values())
         assert instance.worker(index=index)["cpus"] == planned
         assert ready(instance, 1, index)["worker"] == index
     union = sorted(os.sched_getaffinity(template_pid(instance)))
-    assert union == allowed[: 2 * share]
+    assert union == list(plan.cpus or ())
 
 
 def test_cpus_of_an_operator_are_kept_over_restarts(running: Running) -> None:

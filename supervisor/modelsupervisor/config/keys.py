@@ -141,14 +141,14 @@ MODEL_KEYS: tuple[Key, ...] = (
         "cpus",
         values.cpu_choice(),
         "auto",
-        "The CPUs that the workers divide among themselves: auto is all that may be used, none "
-        "leaves them free.",
+        "The CPUs that the workers divide among themselves, in whole cores: auto is all that may be "
+        "used, none leaves them free; `plan` shows what comes of it.",
     ),
     Key(
         "threads",
         values.thread_count(1024),
         "auto",
-        "Computing threads of each worker; auto is as many as the smallest share of CPUs among "
+        "Computing threads of each worker; auto is one for each core of the smallest share among "
         "the workers.",
     ),
     Key(

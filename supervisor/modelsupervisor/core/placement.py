@@ -1,17 +1,17 @@
-"""Which CPUs each worker runs on, and with how many threads: a pure function of the allowed CPUs
-and the models.
+"""Which CPUs each worker runs on, and with how many threads: a pure function of the machine and the
+models, with the reason for every number.
 
-The plain rule: the workers of all models with `cpus = auto` stand in line in the order of the file,
-and so do the allowed CPUs. Each worker takes as many consecutive CPUs as everyone can have (at
-least one); where workers outnumber CPUs the line of CPUs starts over, so that no CPU has more than
-one worker above another. CPUs left over by the division stay free: a worker with one CPU more than
-its siblings only makes the slowest answer look like noise. A model with a list of its own divides
-that list among its own workers by the same rule. A model with `cpus = none` is not pinned.
+The workers of all models with `cpus = auto` stand in line in the order of the file and divide what
+may be used (core/topology.py) into equal shares of whole cores (core/shares.py). What is left over
+by the division stays free: a worker with one core more than its siblings only makes the slowest
+answer look like noise. A model with a list of its own divides that list among its own workers, and
+nobody else is told of it. A model with `cpus = none` is not pinned.
 
 `threads = auto` is one number for a whole model, its smallest share, because its workers are forked
-from one template and have to be interchangeable. A worker that floats counts as one of the line
-when its threads are chosen: it is given the share that it would have had, and not one thread for
-each CPU of the machine.
+from one template and have to be interchangeable. It counts cores, not hardware threads: the threads
+of a core have one set of arithmetic units between them. A worker that floats counts as one of the
+line when its threads are chosen: it is given the share that it would have had. No model has more
+threads in all than the quota has CPUs, as long as a thread for each worker allows it.
 
 A slot keeps its CPUs over restarts because the result depends on nothing that changes while the
 supervisor runs.
@@ -23,6 +23,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from modelsupervisor.core.reasons import (
+    counted,
+    share_reason,
+    show_cpus,
+    threads_reason,
+    usable_reasons,
+)
+from modelsupervisor.core.shares import Share, share_cores, share_in_order
+from modelsupervisor.core.topology import Cpu, Topology, cores_of, usable_cpus
 from modelsupervisor.errors import InvariantError
 
 
@@ -38,14 +47,15 @@ class Demand:
 
 @dataclass(frozen=True)
 class WorkerPlacement:
-    """One slot: `cpus` in the order of the rule (None: not pinned) and the number of computing
-    threads.
+    """One slot: `cpus` ascending (None: not pinned), the number of computing
+    threads, and in words why it is these CPUs.
     """
 
     model: str
     index: int
     cpus: tuple[int, ...] | None
     threads: int
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class ModelPlacement:
 
     `cpus` is the union over the workers, ascending (None: not pinned). `shares_cpus` says that at
     least one worker can meet another worker, of this model or not, on a CPU: a thread that spins
-    while it waits then takes from a neighbour.
+    while it waits then takes from a neighbour. `reason` is that of the number of threads.
     """
 
     name: str
@@ -62,6 +72,7 @@ class ModelPlacement:
     threads: int
     cpus: tuple[int, ...] | None
     shares_cpus: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,7 @@ class PlacementProblem:
     @property
     def message(self) -> str:
         """What is wrong, for a person."""
-        plural = "s" if len(self.refused) > 1 else ""
-        return f"the supervisor may not use CPU{plural} {show_cpus(self.refused)}"
+        return f"the supervisor may not use {counted('CPU', self.refused)}"
 
     @property
     def expected(self) -> str:
@@ -87,11 +97,13 @@ class PlacementProblem:
 @dataclass(frozen=True)
 class Placement:
     """The whole plan, models in the order given. With a problem in it, it is to be shown and not to
-    be used.
+    be used. `usable` are the CPUs that were divided, ascending; `reasons` say why it is these.
     """
 
     models: tuple[ModelPlacement, ...]
     problems: tuple[PlacementProblem, ...]
+    usable: tuple[int, ...]
+    reasons: tuple[str, ...]
 
     def model(self, name: str) -> ModelPlacement:
         """The plan of one model; KeyError for a name that was not among the demands."""
@@ -101,116 +113,138 @@ class Placement:
         raise KeyError(name)
 
 
-def place(allowed: tuple[int, ...], demands: tuple[Demand, ...]) -> Placement:
-    """The plan for `demands` on the CPUs `allowed` (in the order in which they are to be given out,
-    each once).
+def place(topology: Topology, demands: tuple[Demand, ...]) -> Placement:
+    """The plan for `demands` on what `topology` allows.
 
-    Raises InvariantError for what a caller cannot have: no CPU at all, a CPU twice, or a model with
-    no worker.
+    Raises InvariantError for what a caller cannot have: a model with no worker.
     """
-    if not allowed or len(set(allowed)) != len(allowed):
-        raise InvariantError(f"not a list of allowed CPUs: {allowed}")
     if any(demand.workers < 1 for demand in demands):
         raise InvariantError("a model without workers has no placement")
-    problems = []
-    pools = _pools(allowed, demands)
-    placed = []
-    for demand, pool in zip(demands, pools, strict=True):
-        if isinstance(demand.cpus, tuple):
-            refused = tuple(sorted(set(demand.cpus) - set(allowed)))
-            if refused or not demand.cpus:
-                problems.append(PlacementProblem(demand.name, refused, tuple(sorted(allowed))))
-        placed.append(_workers(demand, pool, _floating_share(allowed, demands)))
-    crowded = _crowded(allowed, placed)
+    usable = usable_cpus(topology)
+    shares = _shares(topology, usable, demands)
+    crowded = _crowded(topology, demands, shares)
+    line = _line(demands)
+    models = tuple(
+        _model(topology, usable, demand, share, line, crowded)
+        for demand, share in zip(demands, shares, strict=True)
+    )
     return Placement(
-        tuple(
-            _summary(demand, workers, crowded)
-            for demand, workers in zip(demands, placed, strict=True)
-        ),
-        tuple(problems),
+        models,
+        tuple(_problems(topology, demands)),
+        tuple(sorted(cpu.number for cpu in usable)),
+        usable_reasons(topology, usable, _left_over(usable, demands, shares)),
     )
 
 
-def share_out(cpus: tuple[int, ...], workers: int) -> tuple[tuple[int, ...], ...]:
-    """`cpus` divided into `workers` equal shares of consecutive CPUs, starting over where they do
-    not suffice.
-    """
-    share = max(1, len(cpus) // workers)
-    return tuple(
-        tuple(cpus[(worker * share + offset) % len(cpus)] for offset in range(share))
-        for worker in range(workers)
-    )
+def _line(demands: tuple[Demand, ...]) -> int:
+    """How many workers the usable cores are for, those that float among them."""
+    return sum(demand.workers for demand in demands if not isinstance(demand.cpus, tuple))
 
 
-def show_cpus(cpus: tuple[int, ...]) -> str:
-    """`0-3,6`: CPU numbers in the order given, as the kernel and the configuration write them."""
-    runs: list[tuple[int, int]] = []
-    for cpu in cpus:
-        if runs and cpu == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], cpu)
-        else:
-            runs.append((cpu, cpu))
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+def _problems(topology: Topology, demands: tuple[Demand, ...]) -> list[PlacementProblem]:
+    problems = []
+    for demand in demands:
+        if isinstance(demand.cpus, tuple):
+            refused = tuple(sorted(set(demand.cpus) - set(topology.numbers)))
+            if refused or not demand.cpus:
+                problems.append(PlacementProblem(demand.name, refused, topology.numbers))
+    return problems
 
 
-def _pools(
-    allowed: tuple[int, ...], demands: tuple[Demand, ...]
-) -> list[tuple[tuple[int, ...], ...] | None]:
-    """For each demand the CPUs of each of its workers; None for a model that floats."""
+def _shares(
+    topology: Topology, usable: tuple[Cpu, ...], demands: tuple[Demand, ...]
+) -> list[tuple[Share, ...] | None]:
+    """For each demand the cores of each of its workers; None for a model that floats."""
     line = sum(demand.workers for demand in demands if demand.cpus == "auto")
-    shares = share_out(allowed, line) if line else ()
+    divided = share_cores(cores_of(usable), line) if line else ()
+    by_number = {cpu.number: cpu for cpu in topology.cpus}
     taken = 0
-    pools: list[tuple[tuple[int, ...], ...] | None] = []
+    shares: list[tuple[Share, ...] | None] = []
     for demand in demands:
         if demand.cpus == "none":
-            pools.append(None)
+            shares.append(None)
         elif demand.cpus == "auto":
-            pools.append(shares[taken : taken + demand.workers])
+            shares.append(divided[taken : taken + demand.workers])
             taken += demand.workers
         else:
             # CPUs that may not be used are a problem of the plan; what is shown of it stays within
             # what may.
-            usable = tuple(cpu for cpu in dict.fromkeys(demand.cpus) if cpu in allowed)
-            pools.append(share_out(usable or allowed, demand.workers))
-    return pools
+            listed = tuple(by_number[n] for n in dict.fromkeys(demand.cpus) if n in by_number)
+            shares.append(share_in_order(cores_of(listed or usable), demand.workers))
+    return shares
 
 
-def _floating_share(allowed: tuple[int, ...], demands: tuple[Demand, ...]) -> int:
-    line = sum(demand.workers for demand in demands if not isinstance(demand.cpus, tuple))
-    return max(1, len(allowed) // max(1, line))
-
-
-def _workers(
-    demand: Demand, pool: tuple[tuple[int, ...], ...] | None, floating_share: int
-) -> tuple[WorkerPlacement, ...]:
-    if demand.threads != "auto":
-        threads = demand.threads
-    elif pool is None:
-        threads = floating_share
-    else:
-        threads = min(len(cpus) for cpus in pool)
-    return tuple(
-        WorkerPlacement(demand.name, index, None if pool is None else pool[index], threads)
-        for index in range(demand.workers)
-    )
-
-
-def _crowded(allowed: tuple[int, ...], placed: list[tuple[WorkerPlacement, ...]]) -> frozenset[int]:
+def _crowded(
+    topology: Topology, demands: tuple[Demand, ...], shares: list[tuple[Share, ...] | None]
+) -> frozenset[int]:
     """The CPUs on which more than one worker can run; one that floats can run on all."""
-    workers = [worker for workers in placed for worker in workers]
-    visits = Counter(cpu for worker in workers for cpu in worker.cpus or allowed)
+    visits: Counter[int] = Counter()
+    for demand, share in zip(demands, shares, strict=True):
+        if share is None:
+            visits.update(dict.fromkeys(topology.numbers, demand.workers))
+        else:
+            visits.update(cpu for cores in share for core in cores for cpu in core.cpus)
     return frozenset(cpu for cpu, count in visits.items() if count > 1)
 
 
-def _summary(
-    demand: Demand, workers: tuple[WorkerPlacement, ...], crowded: frozenset[int]
+def _left_over(
+    usable: tuple[Cpu, ...], demands: tuple[Demand, ...], shares: list[tuple[Share, ...] | None]
+) -> tuple[int, ...]:
+    """The usable CPUs that the division left to nobody, ascending; none where nothing was
+    divided.
+    """
+    if all(demand.cpus != "auto" for demand in demands):
+        return ()
+    given = {
+        cpu
+        for demand, share in zip(demands, shares, strict=True)
+        if demand.cpus == "auto"
+        for cores in share or ()
+        for core in cores
+        for cpu in core.cpus
+    }
+    return tuple(sorted({cpu.number for cpu in usable} - given))
+
+
+def _model(
+    topology: Topology,
+    usable: tuple[Cpu, ...],
+    demand: Demand,
+    shares: tuple[Share, ...] | None,
+    line: int,
+    crowded: frozenset[int],
 ) -> ModelPlacement:
-    floats = demand.cpus == "none"
+    alone = max(1, len(cores_of(usable)) // max(1, line))
+    smallest = alone if shares is None else min(len(cores) for cores in shares)
+    paid = smallest
+    if isinstance(demand.cpus, tuple) and topology.quota is not None:
+        paid = min(smallest, max(1, topology.quota.whole // demand.workers))
+    threads = paid if demand.threads == "auto" else demand.threads
+    workers = tuple(
+        _worker(topology, demand, index, share, threads, crowded)
+        for index, share in enumerate(shares or (None,) * demand.workers)
+    )
     union = {cpu for worker in workers for cpu in worker.cpus or ()}
     return ModelPlacement(
         name=demand.name,
         workers=workers,
-        threads=workers[0].threads,
-        cpus=None if floats else tuple(sorted(union)),
-        shares_cpus=bool(crowded) if floats else bool(union & crowded),
+        threads=threads,
+        cpus=None if shares is None else tuple(sorted(union)),
+        shares_cpus=bool(crowded) if shares is None else bool(union & crowded),
+        reason=threads_reason(demand.threads, smallest, paid, shares, topology.quota),
     )
+
+
+def _worker(
+    topology: Topology,
+    demand: Demand,
+    index: int,
+    share: Share | None,
+    threads: int,
+    crowded: frozenset[int],
+) -> WorkerPlacement:
+    cpus = None if share is None else tuple(sorted(cpu for core in share for cpu in core.cpus))
+    listed = demand.cpus if isinstance(demand.cpus, tuple) else None
+    meets = not crowded.isdisjoint(cpus or ())
+    reason = share_reason(topology, share, listed, meets)
+    return WorkerPlacement(demand.name, index, cpus, threads, reason)

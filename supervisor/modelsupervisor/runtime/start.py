@@ -17,13 +17,10 @@ import select
 import sys
 from functools import partial
 
-from modelworker.threads import openmp_threads, thread_environment
-
 from modelsupervisor import __version__
-from modelsupervisor.config import ModelSettings, Settings, model_problem
+from modelsupervisor.config import ModelSettings, Settings
 from modelsupervisor.core import initial_state
 from modelsupervisor.core.events import Event
-from modelsupervisor.core.placement import Demand, Placement, place
 from modelsupervisor.core.states import Policy, SlotKey, State
 from modelsupervisor.errors import ConfigurationError, Problem, StartError
 from modelsupervisor.log.catalogue import SCHEMA_VERSION
@@ -32,11 +29,13 @@ from modelsupervisor.log.ring import Rings, ring_size
 from modelsupervisor.paths import parse_worker_socket
 from modelsupervisor.runtime import rundir as files
 from modelsupervisor.runtime.board import Board
-from modelsupervisor.runtime.edge import Edge, ModelPlan
+from modelsupervisor.runtime.edge import Edge
 from modelsupervisor.runtime.intake import Intake
+from modelsupervisor.runtime.machine import read_topology
 from modelsupervisor.runtime.operators import Operators
 from modelsupervisor.runtime.outlets import Outlets
 from modelsupervisor.runtime.place import Place
+from modelsupervisor.runtime.planning import fifo_size, plan_models
 from modelsupervisor.runtime.reactor import Reactor
 from modelsupervisor.runtime.report import Reporter
 from modelsupervisor.runtime.rundir import Access, RunDirectory
@@ -45,8 +44,6 @@ from modelsupervisor.runtime.standard_output import needs_writer
 from modelsupervisor.runtime.supervisor import Supervisor
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
-FIFO_SIZE = 256 * 1024  # bytes (DESIGN §2)
-SMALLEST_FIFO = 64 * 1024  # the kernel's own default
 DESCRIPTORS_A_SLOT = 5  # listener, two FIFOs, pidfd, channel
 DESCRIPTORS_BESIDE = 64 + 64  # the supervisor's own, operators, templates, births under way
 LAST_FLUSH = 2.0  # seconds that the end of the log is given to be taken
@@ -54,34 +51,6 @@ LAST_FLUSH = 2.0  # seconds that the end of the log is given to be taken
 
 class _Stopped(Exception):
     """A stop signal came before there was anything to stop."""
-
-
-def plan_models(settings: Settings, allowed: tuple[int, ...]) -> dict[str, ModelPlan]:
-    """Placement and environment of every model. Raises ConfigurationError for CPUs that we may not use."""
-    placement = plan_cpus(settings, allowed)
-    plans = {}
-    for model in settings.models:
-        placed = placement.model(model.name)
-        operator = {**os.environ, **model.env}
-        added = thread_environment(placed.threads, placed.shares_cpus, operator)
-        environment = {**operator, **added}
-        threads = openmp_threads(placed.threads, environment)
-        plans[model.name] = ModelPlan(model, placed, environment, threads)
-    return plans
-
-
-def plan_cpus(settings: Settings, allowed: tuple[int, ...]) -> Placement:
-    """Which worker runs where. Raises ConfigurationError."""
-    demands = tuple(Demand(m.name, m.workers, m.cpus, m.threads) for m in settings.models)
-    placement = place(allowed, demands)
-    if placement.problems:
-        raise ConfigurationError(
-            tuple(
-                model_problem(settings, p.model, "cpus", message=p.message, expected=p.expected)
-                for p in placement.problems
-            )
-        )
-    return placement
 
 
 def _policy(model: ModelSettings) -> Policy:
@@ -116,25 +85,6 @@ def _access(settings: Settings) -> Access:
         )
         raise ConfigurationError((problem,)) from None
     return Access(settings.supervisor.socket_mode, gid)
-
-
-def fifo_size(slots: int) -> int:
-    """The buffer that each of `2 × slots` FIFOs is given, in bytes, a power of two.
-
-    An unprivileged user's pipes may hold pipe-user-pages-soft pages in all; past that new ones silently shrink to two pages
-    [measured], so half of the budget is left to the workers' own pipes.
-    """
-    if os.geteuid() == 0:
-        return FIFO_SIZE
-    try:
-        with open("/proc/sys/fs/pipe-user-pages-soft", encoding="ascii") as limit:
-            budget = int(limit.read()) * resource.getpagesize() // 2
-    except (OSError, ValueError):
-        return SMALLEST_FIFO
-    size = FIFO_SIZE
-    while size > SMALLEST_FIFO and budget and size * 2 * slots > budget:
-        size //= 2
-    return size
 
 
 def _claim_descriptors(slots: int) -> None:
@@ -237,7 +187,7 @@ class Session:
     def _prepare(self) -> Edge:
         settings = self._settings
         allowed = tuple(sorted(os.sched_getaffinity(0)))
-        plans = plan_models(settings, allowed)
+        plans = plan_models(settings, read_topology("/", allowed))
         slots = sum(model.workers for model in settings.models)
         _claim_descriptors(slots)
         _become_subreaper()

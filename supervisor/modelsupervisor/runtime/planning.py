@@ -1,0 +1,152 @@
+"""What every process of a model is started by: its CPUs, its threads, its environment, and the size
+of the FIFOs. Read by `start`, and printed by `plan`, from the same functions.
+
+What the operator has set goes before what is planned: a variable in the supervisor's environment,
+and before it one of the file (`env.NAME`). Everything that is added has its reason beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from modelworker.threads import (
+    OPENMP_VARIABLE,
+    THREAD_VARIABLES,
+    openmp_threads,
+    thread_environment,
+)
+
+from modelsupervisor.config import ModelSettings, Settings, model_problem
+from modelsupervisor.core.placement import Demand, ModelPlacement, Placement, place
+from modelsupervisor.core.topology import Topology
+from modelsupervisor.errors import ConfigurationError
+from modelsupervisor.runtime.edge import ModelPlan
+
+FIFO_SIZE = 256 * 1024  # bytes (DESIGN §2)
+SMALLEST_FIFO = 64 * 1024  # the kernel's own default
+# Variables of the libraries that compute: where the operator has set one, `plan` shows it.
+THREADING_PREFIXES = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "BLIS_")
+OURS = {variable.name: variable.reason for variable in THREAD_VARIABLES}
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable of a model's processes: its value, who set it, and why or with what effect."""
+
+    name: str
+    value: str
+    origin: Literal["plan", "file", "environment"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class FifoPlan:
+    """The buffer of each of `count` FIFOs, in bytes, and why it is that large."""
+
+    size: int
+    count: int
+    reason: str
+
+
+def plan_models(settings: Settings, topology: Topology) -> dict[str, ModelPlan]:
+    """Placement and environment of every model. Raises ConfigurationError for CPUs that we may not
+    use.
+    """
+    placement = plan_cpus(settings, topology)
+    plans = {}
+    for model in settings.models:
+        placed = placement.model(model.name)
+        operator = {**os.environ, **model.env}
+        added = thread_environment(placed.threads, placed.shares_cpus, operator)
+        environment = {**operator, **added}
+        threads = openmp_threads(placed.threads, environment)
+        plans[model.name] = ModelPlan(model, placed, environment, threads)
+    return plans
+
+
+def plan_cpus(settings: Settings, topology: Topology) -> Placement:
+    """Which worker runs where. Raises ConfigurationError."""
+    demands = tuple(Demand(m.name, m.workers, m.cpus, m.threads) for m in settings.models)
+    placement = place(topology, demands)
+    if placement.problems:
+        raise ConfigurationError(
+            tuple(
+                model_problem(settings, p.model, "cpus", message=p.message, expected=p.expected)
+                for p in placement.problems
+            )
+        )
+    return placement
+
+
+def explain_environment(
+    model: ModelSettings, placed: ModelPlacement, surroundings: Mapping[str, str]
+) -> tuple[Variable, ...]:
+    """The variables that the plan adds for a model, and those of the operator that matter to
+    threads, which it leaves alone. `surroundings` is the supervisor's own environment.
+    """
+    operator = {**surroundings, **model.env}
+    added = thread_environment(placed.threads, placed.shares_cpus, operator)
+    shown = [Variable(name, value, "plan", OURS[name]) for name, value in added.items()]
+    for name in sorted(operator):
+        if name in OURS or name.startswith(THREADING_PREFIXES):
+            origin: Literal["file", "environment"] = "file" if name in model.env else "environment"
+            instead = _instead(name, placed)
+            shown.append(Variable(name, operator[name], origin, f"Set by the operator{instead}."))
+    return tuple(shown)
+
+
+def _instead(name: str, placed: ModelPlacement) -> str:
+    """What an operator's variable stands in the place of."""
+    if name not in OURS:
+        return ", and left alone; the plan has nothing of that name"
+    wanted = thread_environment(placed.threads, placed.shares_cpus, {}).get(name)
+    return "; the plan would not set it" if wanted is None else f"; the plan would say {wanted}"
+
+
+def explain_threads(placed: ModelPlacement, plan: ModelPlan) -> str:
+    """Why a model's workers have the number of OpenMP threads that they have."""
+    if plan.threads == placed.threads:
+        return placed.reason
+    origin = "the file" if OPENMP_VARIABLE in plan.settings.env else "the environment"
+    value = plan.environment[OPENMP_VARIABLE]
+    return (
+        f"{OPENMP_VARIABLE}={value} in {origin} goes first; "
+        f"the plan would say {placed.threads}: {placed.reason}"
+    )
+
+
+def fifo_size(slots: int) -> int:
+    """The buffer that each of `2 × slots` FIFOs is given, in bytes, a power of two."""
+    return plan_fifos(slots).size
+
+
+def plan_fifos(slots: int) -> FifoPlan:
+    """How large the FIFOs of so many slots are made by the user who asks.
+
+    An unprivileged user's pipes may hold pipe-user-pages-soft pages in all; past that new ones
+    silently shrink to two pages [measured], so half of the budget is left to the workers' own
+    pipes.
+    """
+    count = 2 * slots
+    if os.geteuid() == 0:
+        return FifoPlan(FIFO_SIZE, count, "the full size: root has no limit of pipe buffers")
+    try:
+        with open("/proc/sys/fs/pipe-user-pages-soft", encoding="ascii") as limit:
+            budget = int(limit.read()) * resource.getpagesize() // 2
+    except (OSError, ValueError):
+        reason = "the kernel's default: fs.pipe-user-pages-soft cannot be read"
+        return FifoPlan(SMALLEST_FIFO, count, reason)
+    size = FIFO_SIZE
+    while size > SMALLEST_FIFO and budget and size * count > budget:
+        size //= 2
+    if not budget:
+        return FifoPlan(size, count, "the full size: fs.pipe-user-pages-soft sets no limit")
+    half = f"half of what this user's pipes may hold (fs.pipe-user-pages-soft), {budget} bytes"
+    if size * count > budget:
+        return FifoPlan(size, count, f"the smallest that is used, although together above {half}")
+    full = "the full size" if size == FIFO_SIZE else "the largest that keeps all together"
+    return FifoPlan(size, count, f"{full}, within {half}")
