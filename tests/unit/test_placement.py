@@ -255,8 +255,8 @@ def test_the_reasons_of_an_odd_machine() -> None:
     assert plan.reasons == (
         "This process may use CPUs 0-7: 6 cores with 8 hardware threads, 2 fast (P), 4 slow (E), "
         "1 NUMA node.",
-        "/a/cpu.max sets a quota of 2.5 CPUs, counted as 2; CPUs 0,2 are used, so that no worker is "
-        "stopped for having overdrawn it; fast cores come first; first hardware threads come before "
+        "/a/cpu.max sets a quota of 2.5 CPUs, counted as 2; CPUs 0,2 are divided, so that workers "
+        "with cpus = auto cannot overdraw it; fast cores come first; first hardware threads come before "
         "second ones.",
         "A note.",
     )
@@ -270,7 +270,7 @@ def test_the_reasons_of_an_odd_machine() -> None:
     )
     plan = place(Topology(smt(1, 2, 1), HALF), (Demand("a", 1), Demand("b", 1, (0, 1))))
     assert plan.reasons[1].endswith(
-        "quota of 0.5 CPUs, counted as 1; CPU 0 is used, and what runs there is stopped whenever "
+        "quota of 0.5 CPUs, counted as 1; CPU 0 is divided, and what runs there is stopped whenever "
         "the quota is spent."
     )
     assert plan.model("b").reason == (

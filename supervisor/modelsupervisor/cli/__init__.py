@@ -44,6 +44,9 @@ _COMMANDS = {
         "check",
         "Say what a configuration file means, or everything that is wrong with it.",
     ),
+    "plan": _Place(
+        "plan", "plan", "Show which CPUs and threads each worker would get here, and why."
+    ),
     "init": _Place("files", "init", "Make a model of your own that runs as it is."),
     "status": _Place(
         "status", "status", "Show models and workers, or tell the story of one's last crash."

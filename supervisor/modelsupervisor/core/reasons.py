@@ -53,9 +53,9 @@ def usable_reasons(
 
 def _trimmed(topology: Topology, quota: Quota, usable: tuple[Cpu, ...]) -> str:
     numbers = tuple(sorted(cpu.number for cpu in usable))
-    words = f"{_quota(quota)}; {counted('CPU', numbers)} {_are(numbers)} used"
+    words = f"{_quota(quota)}; {counted('CPU', numbers)} {_are(numbers)} divided"
     if quota.cpus >= 1:
-        words += ", so that no worker is stopped for having overdrawn it"
+        words += ", so that workers with cpus = auto cannot overdraw it"
     else:
         words += ", and what runs there is stopped whenever the quota is spent"
     if any(cpu.kind is Kind.SLOW for cpu in topology.cpus):

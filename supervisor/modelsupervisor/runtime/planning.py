@@ -20,7 +20,8 @@ from modelworker.threads import (
     thread_environment,
 )
 
-from modelsupervisor.config import ModelSettings, Settings, model_problem
+from modelsupervisor.config import ModelSettings, Settings, is_secret, model_problem
+from modelsupervisor.config.reports import MASK
 from modelsupervisor.core.placement import Demand, ModelPlacement, Placement, place
 from modelsupervisor.core.topology import Topology
 from modelsupervisor.errors import ConfigurationError
@@ -28,6 +29,7 @@ from modelsupervisor.runtime.edge import ModelPlan
 
 FIFO_SIZE = 256 * 1024  # bytes (DESIGN §2)
 SMALLEST_FIFO = 64 * 1024  # the kernel's own default
+PIPE_BUDGET = "/proc/sys/fs/pipe-user-pages-soft"
 # Variables of the libraries that compute: where the operator has set one, `plan` shows it.
 THREADING_PREFIXES = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "BLIS_")
 OURS = {variable.name: variable.reason for variable in THREAD_VARIABLES}
@@ -95,7 +97,8 @@ def explain_environment(
         if name in OURS or name.startswith(THREADING_PREFIXES):
             origin: Literal["file", "environment"] = "file" if name in model.env else "environment"
             instead = _instead(name, placed)
-            shown.append(Variable(name, operator[name], origin, f"Set by the operator{instead}."))
+            value = MASK if is_secret(name) else operator[name]
+            shown.append(Variable(name, value, origin, f"Set by the operator{instead}."))
     return tuple(shown)
 
 
@@ -107,8 +110,9 @@ def _instead(name: str, placed: ModelPlacement) -> str:
     return "; the plan would not set it" if wanted is None else f"; the plan would say {wanted}"
 
 
-def explain_threads(placed: ModelPlacement, plan: ModelPlan) -> str:
+def explain_threads(plan: ModelPlan) -> str:
     """Why a model's workers have the number of OpenMP threads that they have."""
+    placed = plan.placement
     if plan.threads == placed.threads:
         return placed.reason
     origin = "the file" if OPENMP_VARIABLE in plan.settings.env else "the environment"
@@ -135,7 +139,7 @@ def plan_fifos(slots: int) -> FifoPlan:
     if os.geteuid() == 0:
         return FifoPlan(FIFO_SIZE, count, "the full size: root has no limit of pipe buffers")
     try:
-        with open("/proc/sys/fs/pipe-user-pages-soft", encoding="ascii") as limit:
+        with open(PIPE_BUDGET, encoding="ascii") as limit:
             budget = int(limit.read()) * resource.getpagesize() // 2
     except (OSError, ValueError):
         reason = "the kernel's default: fs.pipe-user-pages-soft cannot be read"

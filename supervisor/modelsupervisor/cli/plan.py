@@ -1,0 +1,169 @@
+"""`plan`: which CPUs and threads each worker would get, and the reason for every number.
+
+It is worked out by the same functions as `start` uses, on this machine, by whoever asks: another
+user, or another shell with other variables or another cgroup, may get another plan. Nothing is
+started and no running supervisor is asked; what runs is in `status`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelsupervisor.cli import say
+from modelsupervisor.cli.render import cpu_words, size_words
+from modelsupervisor.cli.terminal import harmless_json, one_line
+from modelsupervisor.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from modelsupervisor.config import Settings
+    from modelsupervisor.core.topology import Topology
+    from modelsupervisor.runtime.edge import ModelPlan
+
+WIDEST = 100  # columns of text below the table
+
+
+@click.command()
+@click.option("-c", "--config", metavar="FILE", required=True, help="The configuration file.")
+@click.option("--json", "as_json", is_flag=True, help="The plan as one JSON object.")
+def plan(config: str, as_json: bool) -> int:
+    """Print which CPUs and how many threads each worker would get here, and why; start nothing.
+
+    Exits 78 when the file is wrong or names CPUs that may not be used.
+    """
+    import msgspec
+
+    from modelsupervisor.config import load_settings
+    from modelsupervisor.runtime.machine import read_topology
+
+    made = plan_report(load_settings(config), read_topology())
+    if not as_json:
+        say("\n".join(plan_lines(made)))
+    elif sys.stdout.isatty():
+        say(harmless_json(msgspec.json.format(msgspec.json.encode(made), indent=2)))
+    else:
+        say(msgspec.json.encode(made))
+    return EXIT_OK
+
+
+def plan_report(settings: Settings, topology: Topology) -> dict[str, Any]:
+    """The plan as `--json` prints it. Raises ConfigurationError for CPUs that may not be used."""
+    from modelsupervisor.runtime.planning import plan_cpus, plan_fifos, plan_models
+
+    placement = plan_cpus(settings, topology)
+    plans = plan_models(settings, topology)
+    fifos = plan_fifos(sum(model.workers for model in settings.models))
+    quota = topology.quota
+    return {
+        "config": settings.source,
+        "machine": {
+            "cpus": [
+                {"cpu": cpu.number, "core": cpu.core, "node": cpu.node, "kind": cpu.kind.value}
+                for cpu in topology.cpus
+            ],
+            "quota": None if quota is None else {"cpus": quota.cpus, "source": quota.source},
+            "used": list(placement.usable),
+            "reasons": list(placement.reasons),
+        },
+        "models": [_model(plans[model.name]) for model in settings.models],
+        "fifos": {"bytes": fifos.size, "count": fifos.count, "reason": fifos.reason},
+    }
+
+
+def _model(made: ModelPlan) -> dict[str, Any]:
+    from modelsupervisor.runtime.planning import explain_environment, explain_threads
+
+    placed = made.placement
+    variables = explain_environment(made.settings, placed, os.environ)
+    return {
+        "name": placed.name,
+        "threads": made.threads,
+        "reason": explain_threads(made),
+        "shares_cpus": placed.shares_cpus,
+        "workers": [
+            {
+                "index": worker.index,
+                "cpus": None if worker.cpus is None else list(worker.cpus),
+                "threads": made.threads,
+                "reason": worker.reason,
+            }
+            for worker in placed.workers
+        ],
+        "environment": [
+            {"name": each.name, "value": each.value, "set_by": each.origin, "reason": each.reason}
+            for each in variables
+        ],
+    }
+
+
+def plan_lines(made: dict[str, Any]) -> list[str]:
+    """The plan for a person: the table of workers, and below it each number's reason. Every worker
+    has its row; reasons that are the same for neighbours are said once.
+    """
+    lines = [one_line(made["config"]), "", *_table(made["models"]), "", "CPUs"]
+    for reason in made["machine"]["reasons"]:
+        lines += _folded(reason, "  ")
+    for model in made["models"]:
+        for names, reason in _together(model):
+            lines += _folded(f"{names}: {reason}.", "  ")
+    lines += ["", "Threads"]
+    for model in made["models"]:
+        lines += _folded(f"{model['name']}: {model['threads']}, {model['reason']}.", "  ")
+    for model in made["models"]:
+        lines += ["", f"Environment of {model['name']}"]
+        for each in model["environment"]:
+            lines += _variable(each)
+    fifos = made["fifos"]
+    lines += ["", "Output"]
+    words = f"{fifos['count']} FIFOs of {size_words(fifos['bytes'])} each: {fifos['reason']}."
+    return [*lines, *_folded(words, "  ")]
+
+
+def _table(models: list[dict[str, Any]]) -> list[str]:
+    rows = [("worker", "cpus", "threads")]
+    rows += [
+        (f"{model['name']}/{each['index']}", cpu_words(each["cpus"]), str(each["threads"]))
+        for model in models
+        for each in model["workers"]
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return [f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows]
+
+
+def _together(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """`digits/0-3` and their reason, for runs of workers that have one reason."""
+    runs: list[tuple[int, int, str]] = []
+    for worker in model["workers"]:
+        index, reason = worker["index"], worker["reason"]
+        if runs and runs[-1][2] == reason:
+            runs[-1] = (runs[-1][0], index, reason)
+        else:
+            runs.append((index, index, reason))
+    name = model["name"]
+    return [
+        (f"{name}/{first}" if first == last else f"{name}/{first}-{last}", reason)
+        for first, last, reason in runs
+    ]
+
+
+def _variable(variable: dict[str, Any]) -> list[str]:
+    by = {"plan": "", "file": " (env. in the file)", "environment": " (environment)"}
+    return [
+        f"  {variable['name']}={one_line(variable['value'])}{by[variable['set_by']]}",
+        *_folded(variable["reason"], "      ", hanging=""),
+    ]
+
+
+def _folded(text: str, margin: str, hanging: str = "  ") -> list[str]:
+    return textwrap.wrap(
+        one_line(text),
+        WIDEST,
+        initial_indent=margin,
+        subsequent_indent=margin + hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
