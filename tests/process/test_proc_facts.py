@@ -281,6 +281,29 @@ def test_every_thread_of_a_worker_is_on_its_cpus(running: Running) -> None:
     assert union == list(plan.cpus or ())
 
 
+def test_what_plan_says_is_what_runs_and_stays(running: Running) -> None:
+    """CPUs, threads and environment of each worker are those of `plan`, also of a successor."""
+    instance = running("worker.exited", workers=3)
+    asked = subprocess.run(
+        [sys.executable, "-m", "modelsupervisor", "plan", "-c", str(instance.config), "--json"],
+        stdout=subprocess.PIPE,
+        env=environment(instance.mark),
+        check=True,
+        timeout=30,
+    )
+    (model,) = json.loads(asked.stdout)["models"]
+    kill_worker(instance, signal.SIGKILL)
+    ready(instance, 2)
+    for planned in model["workers"]:
+        index = planned["index"]
+        worker, found = instance.worker(index=index), facts(instance, index=index)
+        assert worker["generation"] == (2 if index == 0 else 1)
+        assert (worker["cpus"], worker["threads"]) == (planned["cpus"], planned["threads"])
+        assert all(cpus == planned["cpus"] for cpus in found["affinity"].values())
+        for variable in model["environment"]:
+            assert found["environment"][variable["name"]] == variable["value"]
+
+
 def test_cpus_of_an_operator_are_kept_over_restarts(running: Running) -> None:
     """`cpus = LIST` in the file is where the worker runs, in every generation."""
     last = max(os.sched_getaffinity(0))
