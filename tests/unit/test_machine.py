@@ -21,8 +21,9 @@ V1_MOUNTS = (
     "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n"
     "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
     "34 31 0:31 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n"
+    "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
 )
-V1_GROUPS = "4:cpu,cpuacct:/jobs/a\n3:cpuset:/jobs\n1:name=systemd:/x\n"
+V1_GROUPS = "4:cpu,cpuacct:/jobs/a\n3:cpuset:/jobs\n1:name=systemd:/x\n0::/\n"
 
 
 def write(root: Path, files: dict[str, str]) -> str:
@@ -133,7 +134,9 @@ def test_the_smallest_quota_on_the_way_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("limit", "cpus"), [("50000", 0.5), ("150000", 1.5), ("-1", None)])
 def test_quota_of_version_1(tmp_path: Path, limit: str, cpus: float | None) -> None:
-    """cpu.cfs_quota_us in the hierarchy of the controller cpu, and the cpuset in that of its own."""
+    """cpu.cfs_quota_us in the hierarchy of the controller cpu, and the cpuset in that of its own; version 2,
+    mounted beside them without controllers, has nothing to say.
+    """
     files = machine(["0", "1", "2", "3"], {0: "0-3"}, V1_GROUPS, V1_MOUNTS) | {
         "sys/fs/cgroup/cpu,cpuacct/jobs/a/cpu.cfs_quota_us": limit,
         "sys/fs/cgroup/cpu,cpuacct/jobs/a/cpu.cfs_period_us": "100000",
