@@ -53,6 +53,29 @@ def resolve_run_dir(
     )
 
 
+def resolve_model_cache(
+    configured: str | None, run_dir: str, environ: Mapping[str, str] | None = None
+) -> str:
+    """The absolute path of the folder that archives are unpacked into; it need not exist.
+
+    What the file says (`model_cache`), else `models` in the first entry of `$CACHE_DIRECTORY`
+    (systemd's, and open to others by default), else `$XDG_CACHE_HOME/modelsupervisor`, else
+    `models` in the run directory: not in a home directory, which the user of a service often has
+    not, and not in a place that others write to. The run directory is ours alone and there even
+    where everything else is read-only; but it is often in memory.
+    """
+    if configured is not None:
+        return os.path.abspath(configured)
+    environ = os.environ if environ is None else environ
+    first = environ.get("CACHE_DIRECTORY", "").split(":", 1)[0]
+    if os.path.isabs(first):
+        return os.path.join(os.path.normpath(first), "models")
+    home = environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(home):
+        return os.path.join(os.path.normpath(home), "modelsupervisor")
+    return os.path.join(run_dir, "models")
+
+
 def control_socket(run_dir: str) -> str:
     """The path of the control socket."""
     return os.path.join(run_dir, CONTROL_SOCKET)

@@ -58,6 +58,7 @@ def test_defaults_are_those_of_the_table(folder: Path) -> None:
         "on_start_failure": "exit",
         "socket_group": None,
         "socket_mode": 0o600,
+        "model_cache": None,
         "cpus": None,
     }
     assert msgspec.structs.asdict(digits) == {
@@ -78,6 +79,8 @@ def test_defaults_are_those_of_the_table(folder: Path) -> None:
         "frame_timeout": 30.0,
         "max_line": 65536,
         "warmup": None,
+        "max_archive_size": 8 * 1024**3,
+        "archive": False,
         "env": {},
         "line": 1,
     }
@@ -254,7 +257,7 @@ def test_the_table_is_complete(folder: Path) -> None:
     """Every field of the settings is a key of the table, and every key is a field."""
     settings = load(folder, MINIMAL)
     assert {key.name for key in SUPERVISOR_KEYS} == set(settings.supervisor.__struct_fields__)
-    fields = set(settings.models[0].__struct_fields__) - {"name", "env", "line"}
+    fields = set(settings.models[0].__struct_fields__) - {"name", "env", "line", "archive"}
     assert {key.name for key in MODEL_KEYS} == fields
     rows = describe_keys()
     assert len(rows) == len(SUPERVISOR_KEYS) + len(MODEL_KEYS) + 1

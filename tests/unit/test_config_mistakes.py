@@ -48,14 +48,14 @@ POSITIVE = "expected more than zero and at most 168h"
 SIZE = "expected a number and its unit, B, KiB, MiB or GiB, such as 64KiB"
 CPUS = "expected auto, none, or CPU numbers and ranges such as 0-3,6"
 HINT = "if a comment was meant, it stands on a line of its own"
-FOLDER = "expected a folder that exists"
+FOLDER = "expected a folder or .mar archive that exists"
 HANDLER = "expected module:function or module, of a file in the model's folder"
 
 VARIABLE = "not the name of an environment variable; expected env.NAME of letters, digits and _"
 KEYS = (
     "expected one of path, handler, workers, cpus, threads, preload, batch_size, startup_timeout, "
     "stop_timeout, stable_after, max_failures, retry_failed_after, max_connections, frame_timeout, "
-    "max_line, warmup, env.NAME"
+    "max_line, warmup, max_archive_size, env.NAME"
 )
 
 BAD_MODEL_LINES = [
@@ -187,7 +187,7 @@ def test_a_missing_value(folder: Path, key: str) -> None:
 BAD_MODELS = [
     (
         "handler = service:handle",
-        "1: [model:a] the key path is missing; expected path = the model's folder",
+        "1: [model:a] the key path is missing; expected path = the model's folder or archive",
     ),
     (
         "path = digits",
@@ -208,8 +208,8 @@ BAD_MODELS = [
     ),
     (
         "path = digits/x.mar\nhandler = service",
-        "2: [model:a] path = digits/x.mar: {dir}/digits/x.mar is an archive; "
-        "expected the folder that it was unpacked into",
+        "2: [model:a] path = digits/x.mar: {dir}/digits/x.mar cannot be used: it is not a zip file, "
+        "or cut short; expected a sound archive",
     ),
     (
         f"path = {'x' * 300}\nhandler = service",

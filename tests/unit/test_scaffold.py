@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+import modelworker
+
 import modelsupervisor
 from modelsupervisor.config import load_settings
 from modelsupervisor.errors import EXIT_USAGE, ModelSupervisorError
@@ -246,12 +248,13 @@ def test_without_its_weights_the_whole_batch_is_refused(
 
 def test_the_templates_are_found_inside_a_zip(tmp_path: Path) -> None:
     """Read as package data, from wherever the package was imported: here from a zip archive."""
-    package = Path(modelsupervisor.__file__).parent
+    packages = (modelsupervisor.__file__, modelworker.__file__)
     archive = tmp_path / "installed.zip"
     with zipfile.ZipFile(archive, "w") as installed:
-        for path in package.rglob("*"):
-            if path.suffix in (".py", ".in"):
-                installed.write(path, path.relative_to(package.parent))
+        for package in (Path(found).parent for found in packages):
+            for path in package.rglob("*"):
+                if path.suffix in (".py", ".in"):
+                    installed.write(path, path.relative_to(package.parent))
     program = (
         "import sys; from pathlib import Path; import modelsupervisor.scaffold as scaffold;"
         "assert 'installed.zip' in scaffold.__file__;"

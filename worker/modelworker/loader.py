@@ -38,7 +38,8 @@ class LoadError(Exception):
 
 
 class ModelSpec(NamedTuple):
-    """What to load. `path` is the model's folder, `gpu_id` -1 the CPU, `warmup` a file or None."""
+    """What to load. `path` is the model's folder, `gpu_id` -1 the CPU, `warmup` a file or None, `archive` what `path` was
+    unpacked from."""
 
     name: str
     path: str
@@ -47,6 +48,7 @@ class ModelSpec(NamedTuple):
     gpu_id: int
     server_version: str
     warmup: Optional[str]
+    archive: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,23 @@ class LoadedModel:
     context: Context
     module: ModuleType
     instance: Optional[object]
+    archive: Optional[str] = None
+
+    def is_at(self, asked: str) -> bool:
+        """True where clients may call this path the model's: its folder, or the archive that it came from."""
+        return any(_same_path(asked, own) for own in (self.path, self.archive) if own is not None)
 
     def hook(self, name: str) -> Optional[Callable[[Context], Any]]:
         """Return an optional function (`warmup`, `after_fork`) of the handler's class or module."""
         found = getattr(self.module if self.instance is None else self.instance, name, None)
         return found if callable(found) else None
+
+
+def _same_path(asked: str, served: str) -> bool:
+    try:
+        return asked == served or os.path.realpath(asked) == os.path.realpath(served)
+    except ValueError:  # a NUL in it
+        return False
 
 
 def load_model(spec: ModelSpec) -> LoadedModel:
@@ -88,13 +102,14 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     entry = getattr(module, function or "handle", None)
     if entry is not None and not inspect.isclass(entry):
         entry(None, context)
-        model = LoadedModel(spec.name, path, entry, context, module, None)
+        model = LoadedModel(spec.name, path, entry, context, module, None, spec.archive)
     else:
         instance = _instance(module, entry, spec.handler)
         initialize = getattr(instance, "initialize", None)
         if initialize is not None:
             initialize(context)
-        model = LoadedModel(spec.name, path, instance.handle, context, module, instance)
+        handle = instance.handle
+        model = LoadedModel(spec.name, path, handle, context, module, instance, spec.archive)
     print_metrics(context.end_batch())
     return model
 

@@ -383,17 +383,10 @@ class _Worker:
     def _answer_load(self, command: LoadCommand) -> bytes:
         """Answer `L`: this worker serves what it serves, said as MMS's front end needs it."""
         name, path = self._model.name, self._model.path
-        if command.model_name == name and _same_path(command.model_path, path):
+        if command.model_name == name and self._model.is_at(command.model_path):
             return encode_load_response(200, f"loaded model {name}. [PID]:{self._pid}")
         return encode_load_response(
             409,
             f"model {command.model_name!r} at {command.model_path!r} is not served here; "
             f"expected {name!r} at {path!r}",
         )
-
-
-def _same_path(asked: str, served: str) -> bool:
-    try:
-        return asked == served or os.path.realpath(asked) == os.path.realpath(served)
-    except ValueError:  # a NUL in it
-        return False

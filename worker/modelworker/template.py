@@ -27,7 +27,7 @@ import time
 import traceback
 from typing import Any, Dict, FrozenSet, List, NoReturn, Optional, Sequence
 
-from modelworker import frameworks, loader, process
+from modelworker import extractions, frameworks, loader, process
 from modelworker.boot import Inheritance, close_all_but
 from modelworker.channel import Channel, ChannelClosed, tail
 from modelworker.heir import Heir, bear_heir
@@ -42,16 +42,17 @@ def _open_descriptors() -> FrozenSet[int]:
     return frozenset(number for number in listed if os.path.lexists("/proc/self/fd/%d" % number))
 
 
-def _model_spec(spec: Dict[str, Any]) -> loader.ModelSpec:
-    """What the loader needs of the supervisor's `load`."""
+def _model_spec(spec: Dict[str, Any], path: str) -> loader.ModelSpec:
+    """What the loader needs of the supervisor's `load`; `path` is the folder that it comes to."""
     return loader.ModelSpec(
         name=spec["model"],
-        path=spec["path"],
+        path=path,
         handler=spec["handler"],
         batch_size=spec["batch_size"],
         gpu_id=spec["gpu_id"],
         server_version=spec["server_version"],
         warmup=spec["warmup"],
+        archive=spec["path"] if spec["model_cache"] is not None else None,
     )
 
 
@@ -64,16 +65,19 @@ class Template:
         self._libc = libc
         self._inheritance: Optional[Inheritance] = None
         self._heir: Optional[Heir] = None
+        self._sweeper: Optional[extractions.Sweeper] = None
 
     def load(self, spec: Dict[str, Any]) -> bool:
         """Load and warm the model as the supervisor's `load` says, and report how it went."""
         process.set_title("modelsupervisor: template %s" % spec["model"])
         before = _open_descriptors()
-        begun = time.monotonic()
+        facts: Dict[str, Any] = {}
         try:
             process.pin(spec["cpus"])
+            folder = self._folder(spec, facts)
+            begun = time.monotonic()
             frameworks.prepare_numpy()
-            model = loader.load_model(_model_spec(spec))
+            model = loader.load_model(_model_spec(spec, folder))
             loaded = time.monotonic()
             warmed = loader.warm_up(model, spec["warmup"])
         # Whatever a handler raises while loading is a failed load, reported whole
@@ -93,11 +97,24 @@ class Template:
             thread_setters=frameworks.thread_setters(),
             kept=_open_descriptors() - before,
         )
-        facts: Dict[str, Any] = dict(frameworks.versions(), warmed=warmed)
+        facts.update(frameworks.versions(), warmed=warmed)
         facts["load_s"] = round(loaded - begun, 4)
         facts["warmup_s"] = round(time.monotonic() - loaded, 4)
         self._channel.send("loaded", facts=facts)
         return True
+
+    def _folder(self, spec: Dict[str, Any], facts: Dict[str, Any]) -> str:
+        """The model's folder; an archive is unpacked for that, and its lock is among what workers inherit."""
+        path: str = spec["path"]
+        if spec["model_cache"] is None:
+            return path
+        begun = time.monotonic()
+        self._sweeper = extractions.Sweeper(spec["model_cache"])
+        unpacked = extractions.obtain(path, spec["model_cache"], spec["max_archive_size"])
+        facts["archive_sha256"] = unpacked.digest
+        if unpacked.fresh:
+            facts["unpack_s"] = round(time.monotonic() - begun, 4)
+        return unpacked.path
 
     def _report_failure(self, error: Exception) -> None:
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
@@ -119,16 +136,22 @@ class Template:
                 return
             if message["kind"] == "fork":
                 self._fork(message, descriptors)
+            elif message["kind"] == "sweep" and self._sweeper is not None:
+                self._sweeper.order()
 
     def _await_message(self) -> bool:
-        """Wait for the supervisor; False where the time was used to bear an heir, or one that waited has died."""
+        """Wait for the supervisor; False where the time was used: to bear an heir, to sweep, or to see that an heir has died."""
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)
         if self._heir is not None:
             poll.register(self._heir.channel.fileno(), select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(QUIET_MS if self._heir is None else None)}
+        ready = {fd for fd, _ in poll.poll(QUIET_MS if self._heir is None else self._idle())}
         if self._channel.fileno() in ready:
             return True
+        if self._heir is not None and not ready:
+            assert self._sweeper is not None
+            self._sweeper.step()
+            return False
         if self._heir is not None:
             self._heir.channel.close()
             self._heir = None
@@ -140,6 +163,10 @@ class Template:
         except OSError:
             return self._await_without_heir()
         return False
+
+    def _idle(self) -> Optional[int]:
+        """Milliseconds until something is to be done unasked; None for never."""
+        return None if self._sweeper is None else self._sweeper.patience()
 
     def _await_without_heir(self) -> bool:
         """No process can be had ahead of time: wait for a request, whose own fork then fails or not."""

@@ -2,7 +2,8 @@
 
 keys.py       the one table: key, type, default, sentence; what is not in it does not exist
 values.py     how the text of a value becomes a value, and back (pure)
-paths.py      values that name something on disk: folders, files, handlers
+paths.py      values that name something on disk: folders, archives, files
+handlers.py   the handler of a model, and its file in the folder or archive
 ini.py        the file's lines become sections and entries that know their line
 reports.py    how a mistake is worded for the operator; secrets are masked here
 load.py       `load_settings`: all of the above in order

@@ -11,15 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from modelworker.archive import MANIFEST
+
 from modelsupervisor.config import values
-from modelsupervisor.config.paths import (
-    MANIFEST,
-    file_path,
-    folder_path,
-    handler_name,
-    log_path,
-    place_path,
-)
+from modelsupervisor.config.handlers import handler_name
+from modelsupervisor.config.paths import file_path, log_path, model_path, place_path
 from modelsupervisor.config.values import ValueType
 
 
@@ -119,6 +115,14 @@ SUPERVISOR_KEYS: tuple[Key, ...] = (
         "Permission bits of the sockets; bits for the group need socket_group.",
     ),
     Key(
+        "model_cache",
+        place_path(),
+        None,
+        "Where archives are unpacked to, for as long as their models run: a folder of this user's alone, mode 0700, on a file "
+        "system with room for them; made if it does not exist.",
+        unset="$CACHE_DIRECTORY/models, else $XDG_CACHE_HOME/modelsupervisor, else models in the run directory",
+    ),
+    Key(
         "cpus",
         values.cpu_list(),
         None,
@@ -128,13 +132,19 @@ SUPERVISOR_KEYS: tuple[Key, ...] = (
 )
 
 MODEL_KEYS: tuple[Key, ...] = (
-    Key("path", folder_path(), None, "The folder of the model.", unset="required"),
+    Key(
+        "path",
+        model_path(),
+        None,
+        "The folder of the model, or its archive, a file NAME.mar, which is unpacked at each load.",
+        unset="required",
+    ),
     Key(
         "handler",
         handler_name(),
         None,
-        "What answers requests: module:function, or module, of a file in the folder.",
-        unset=f"what {MANIFEST} in the folder names",
+        "What answers requests: module:function, or module, of a file in the folder or archive.",
+        unset=f"what {MANIFEST} in it names",
     ),
     Key("workers", values.whole_number(1, 512), "1", "How many worker processes serve the model."),
     Key(
@@ -216,6 +226,12 @@ MODEL_KEYS: tuple[Key, ...] = (
         None,
         "A file that is sent through the handler as one request before a worker counts as ready.",
         unset="the handler's own warmup(context), where it has one",
+    ),
+    Key(
+        "max_archive_size",
+        values.size("1MiB", "1024GiB"),
+        "8GiB",
+        "The largest archive that is taken, packed and unpacked.",
     ),
 )
 

@@ -15,15 +15,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from modelsupervisor.config.handlers import ModelArchive, ModelFolder, handler_of, look_into
 from modelsupervisor.config.ini import Entry, Section, read_sections
 from modelsupervisor.config.keys import ENV_PREFIX, MODEL_KEYS, SUPERVISOR_KEYS, Key
 from modelsupervisor.config.names import MODEL_NAME, MODEL_NAME_EXPECTED
-from modelsupervisor.config.paths import (
-    MANIFEST,
-    PathType,
-    check_handler_file,
-    manifest_handler,
-)
+from modelsupervisor.config.paths import PathType, is_archive
 from modelsupervisor.config.reports import Report, nearest, quoted
 from modelsupervisor.config.settings import ModelSettings, Settings, SupervisorSettings
 from modelsupervisor.config.values import BadValueError
@@ -124,6 +120,7 @@ class _Reader:
             **_plain(values),
             "name": name,
             "handler": handler,
+            "archive": is_archive(str(values["path"].value)),
             "env": env,
             "line": section.line,
         }
@@ -260,14 +257,16 @@ class _Reader:
                 "the key path is missing",
                 line=section.line,
                 section=section.name,
-                expected="path = the model's folder",
+                expected="path = the model's folder or archive",
             )
         path, handler = values.get("path"), values.get("handler")
         if path is None or ("handler" in keys and handler is None):
             return None
-        folder = str(path.value)
+        model = self._look_into(section, path, values.get("max_archive_size"))
+        if model is None:
+            return None
         try:
-            return _handler_of(folder, None if handler is None else str(handler.value))
+            return handler_of(model, None if handler is None else str(handler.value))
         except BadValueError as bad:
             expected = bad.expected or _HANDLER_KEY.type.expected
             if handler is not None and handler.entry is not None:
@@ -276,6 +275,18 @@ class _Reader:
                 self.report.add(
                     bad.message, line=section.line, section=section.name, expected=expected
                 )
+        return None
+
+    def _look_into(
+        self, section: Section, path: _Value, largest: _Value | None
+    ) -> ModelFolder | ModelArchive | None:
+        if largest is None or path.entry is None:
+            return None
+        assert isinstance(largest.value, int)
+        try:
+            return look_into(str(path.value), largest.value)
+        except BadValueError as bad:
+            self._add(section, path.entry, bad.message, bad.expected)
         return None
 
     def _add(self, section: Section, entry: Entry, message: str, expected: str = "") -> None:
@@ -290,27 +301,6 @@ class _Reader:
 
 
 _HANDLER_KEY = next(key for key in MODEL_KEYS if key.name == "handler")
-
-
-def _handler_of(folder: str, written: str | None) -> str:
-    """The handler to use, checked; raises BadValueError. What the file says goes before what the
-    manifest says.
-    """
-    if written is not None:
-        check_handler_file(folder, written)
-        return written
-    named = manifest_handler(folder)
-    if named is None:
-        raise BadValueError(
-            f"the key handler is missing, and {folder} has no {MANIFEST} to name one"
-        )
-    try:
-        _HANDLER_KEY.type.parse(named)
-        check_handler_file(folder, named)
-    except BadValueError as bad:
-        said = f": {bad.message}" if bad.message else ""
-        raise BadValueError(f"{MANIFEST} names the handler {quoted(named)}{said}") from None
-    return named
 
 
 def _check_one_line(text: str) -> None:

@@ -1,5 +1,4 @@
-"""Values that name something on disk: a model's folder, a warm-up file, the run directory, a
-handler.
+"""Values that name something on disk: a model's folder or archive, a warm-up file, the run directory.
 
 Relative paths start at the folder of the configuration file, never at the working directory, so
 that `start -c` means the same from everywhere. What has to be there is looked for now: a missing
@@ -14,12 +13,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
 from modelsupervisor.config.values import BadValueError, ValueType, reason
-
-MANIFEST = "MAR-INF/MANIFEST.json"
-_LARGEST_MANIFEST = 1024 * 1024  # bytes; MMS's own are some hundreds
 
 
 @dataclass(frozen=True)
@@ -31,9 +25,11 @@ class PathType(ValueType):
     resolve: Callable[[str, str], str] = os.path.join
 
 
-def folder_path() -> PathType:
-    """A folder that exists, as its real path: the path by which MMS clients name the model."""
-    return PathType("folder", "a folder that exists", str, str, _existing_folder)
+def model_path() -> PathType:
+    """A folder that exists, as its real path: the path by which MMS clients name the model; or an
+    archive, as its absolute path.
+    """
+    return PathType("folder | archive", "a folder or .mar archive that exists", str, str, _model)
 
 
 def file_path() -> PathType:
@@ -58,11 +54,13 @@ def _absolute(folder: str, text: str) -> str:
     return os.path.normpath(os.path.join(folder, text))
 
 
-def _existing_folder(folder: str, text: str) -> str:
+def _model(folder: str, text: str) -> str:
     path = _absolute(folder, text)
     status = _status(path, text)
-    if stat.S_ISREG(status.st_mode) and path.endswith(".mar"):
-        raise BadValueError(f"{path} is an archive", "the folder that it was unpacked into")
+    if stat.S_ISREG(status.st_mode) and is_archive(path):
+        if not os.access(path, os.R_OK):
+            raise BadValueError(f"{path} may not be read by this user")
+        return path
     if not stat.S_ISDIR(status.st_mode):
         raise BadValueError(f"{path} is not a folder")
     if not os.access(path, os.R_OK | os.X_OK):
@@ -99,61 +97,6 @@ def _status(path: str, text: str) -> os.stat_result:
         raise BadValueError(f"{path} cannot be used: {reason(error)}") from None
 
 
-def handler_name() -> ValueType:
-    """`module:function` or `module`; MMS lets `.py` be written after the module; a dotted module
-    lies in a package.
-    """
-
-    def parse(text: str) -> str:
-        _, colon, function = text.partition(":")
-        if not all(map(str.isidentifier, _module(text))) or (colon and not function.isidentifier()):
-            raise BadValueError
-        return text
-
-    return ValueType(
-        "module:function", "module:function or module, of a file in the model's folder", parse
-    )
-
-
-def _module(handler: str) -> list[str]:
-    return handler.partition(":")[0].removesuffix(".py").split(".")
-
-
-def check_handler_file(folder: str, handler: str) -> None:
-    """Raise BadValueError unless the module of `handler` has its file in `folder`. Nothing is
-    opened or imported.
-    """
-    base = os.path.join(folder, *_module(handler))
-    if not os.path.isfile(f"{base}.py") and not os.path.isfile(os.path.join(base, "__init__.py")):
-        raise BadValueError(f"{base}.py does not exist")
-
-
-class _ManifestModel(msgspec.Struct):
-    handler: str
-
-
-class _Manifest(msgspec.Struct):
-    model: _ManifestModel
-
-
-def manifest_handler(folder: str) -> str | None:
-    """The handler that the model's own manifest names; None where there is no manifest;
-    BadValueError where it is unusable.
-    """
-    path = os.path.join(folder, MANIFEST)
-    try:
-        # A regular file, or nothing: opening a FIFO would wait for a writer for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise BadValueError(f"{path} is not a regular file")
-        with open(path, "rb") as file:
-            text = file.read(_LARGEST_MANIFEST + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise BadValueError(f"{path} cannot be read: {reason(error)}") from None
-    if len(text) > _LARGEST_MANIFEST:
-        raise BadValueError(f"{path} is larger than 1MiB")
-    try:
-        return msgspec.json.decode(text, type=_Manifest).model.handler
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadValueError(f"{path} names no handler: {error}") from None
+def is_archive(path: str) -> bool:
+    """True for the name of an archive that is not a folder."""
+    return path.endswith(".mar") and not os.path.isdir(path)

@@ -29,6 +29,7 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True):
     on_start_failure: Literal["exit", "continue"] = "exit"
     socket_group: str | None = None
     socket_mode: int = 0o600
+    model_cache: str | None = None  # absolute; None: the usual places are tried in order
     cpus: tuple[int, ...] | None = None  # None: the supervisor floats
 
 
@@ -36,7 +37,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`[model:NAME]`: one model and its workers."""
 
     name: str
-    path: str  # absolute, symbolic links resolved
+    path: str  # absolute; of a folder the real path, of an archive as it is written: a link to it may be turned
     handler: str  # as written: "module:function" or "module", perhaps with ".py"
     workers: int = 1
     cpus: CpuChoice = "auto"
@@ -52,7 +53,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     frame_timeout: float = 30.0
     max_line: int = 65536
     warmup: str | None = None  # absolute
+    max_archive_size: int = 8 * 1024**3
     env: dict[str, str] = msgspec.field(default_factory=dict)
+    archive: bool = False  # path is an archive, which each load unpacks
     line: int = 0  # of the section's header in the file; 0 for a model that no file named
 
 

@@ -189,6 +189,17 @@ TEMPLATES = Group(
                 seconds("load_s", required=False),
                 seconds("warmup_s", required=False),
                 seconds("start_s", "From the start of the interpreter.", required=False),
+                Field(
+                    "archive_sha256",
+                    "string",
+                    "The archive that the model was loaded from.",
+                    required=False,
+                ),
+                seconds(
+                    "unpack_s",
+                    "Checking and unpacking it; not said where another model had it unpacked already.",
+                    required=False,
+                ),
             ),
         ),
         Event(

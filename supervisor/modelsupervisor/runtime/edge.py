@@ -27,6 +27,8 @@ class ModelPlan:
     settings: ModelSettings
     placement: ModelPlacement
     environment: Mapping[str, str]
+    # Where its archive is unpacked; None for a folder
+    model_cache: str | None
     # Of each worker's OpenMP runtime: the operator's number where there is one, else the plan's
     threads: int
 

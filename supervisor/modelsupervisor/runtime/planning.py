@@ -54,9 +54,11 @@ class FifoPlan:
     reason: str
 
 
-def plan_models(settings: Settings, topology: Topology) -> dict[str, ModelPlan]:
-    """Placement and environment of every model. Raises ConfigurationError for CPUs that we may not
-    use.
+def plan_models(
+    settings: Settings, topology: Topology, model_cache: str
+) -> dict[str, ModelPlan]:
+    """Placement and environment of every model; `model_cache` is where archives are unpacked. Raises
+    ConfigurationError for CPUs that we may not use.
     """
     placement = plan_cpus(settings, topology)
     plans = {}
@@ -66,7 +68,8 @@ def plan_models(settings: Settings, topology: Topology) -> dict[str, ModelPlan]:
         added = thread_environment(placed.threads, placed.shares_cpus, operator)
         environment = {**operator, **added}
         threads = openmp_threads(placed.threads, environment)
-        plans[model.name] = ModelPlan(model, placed, environment, threads)
+        cache = model_cache if model.archive else None
+        plans[model.name] = ModelPlan(model, placed, environment, cache, threads)
     return plans
 
 

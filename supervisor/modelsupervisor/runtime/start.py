@@ -7,6 +7,7 @@ out, the files go first, then the lock, and the operators' connections last: the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import gc
@@ -17,16 +18,18 @@ import select
 import sys
 from functools import partial
 
+from modelworker.extractions import CacheError, open_cache, sweep_path
+
 from modelsupervisor import __version__
 from modelsupervisor.config import ModelSettings, Settings
 from modelsupervisor.core import initial_state
 from modelsupervisor.core.events import Event
 from modelsupervisor.core.states import Policy, SlotKey, State
-from modelsupervisor.errors import ConfigurationError, Problem, StartError
+from modelsupervisor.errors import ConfigurationError, Problem, RunDirectoryError, StartError
 from modelsupervisor.log.catalogue import SCHEMA_VERSION
 from modelsupervisor.log.journal import Journal
 from modelsupervisor.log.ring import Rings, ring_size
-from modelsupervisor.paths import parse_worker_socket
+from modelsupervisor.paths import parse_worker_socket, resolve_model_cache
 from modelsupervisor.runtime import rundir as files
 from modelsupervisor.runtime.board import Board
 from modelsupervisor.runtime.edge import Edge
@@ -132,6 +135,7 @@ class Session:
         self._reactor = Reactor()
         self._rundir = RunDirectory(run_dir, _access(settings))
         self._operators: Operators | None = None
+        self._cache: str | None = None
         self._places: dict[SlotKey, Place] = {}
         self._supervisor: Supervisor | None = None
         slots = sum(model.workers for model in settings.models)
@@ -187,7 +191,8 @@ class Session:
     def _prepare(self) -> Edge:
         settings = self._settings
         allowed = tuple(sorted(os.sched_getaffinity(0)))
-        plans = plan_models(settings, read_topology("/", allowed))
+        cache = resolve_model_cache(settings.supervisor.model_cache, self._rundir.path)
+        plans = plan_models(settings, read_topology("/", allowed), cache)
         slots = sum(model.workers for model in settings.models)
         _claim_descriptors(slots)
         _become_subreaper()
@@ -196,6 +201,8 @@ class Session:
         self._open_log()  # after that: a log writer keeps to the supervisor's CPUs
         self._rundir.open()
         self._rundir.lock(settings.source)
+        if any(model.archive for model in settings.models):
+            self._open_cache(cache)
         self._journal.emit(
             "info",
             "supervisor.starting",
@@ -221,6 +228,26 @@ class Session:
             servants=self._servants,
             doomed=set(),
         )
+
+    def _open_cache(self, path: str) -> None:
+        """Once, at the start: what is wrong with the place is better said before a model fails to load. RunDirectoryError."""
+        try:
+            os.close(open_cache(path))
+        except CacheError as error:
+            raise RunDirectoryError(f"{error}; set model_cache in [supervisor]") from None
+        self._cache = path
+
+    def _clear_cache(self) -> None:
+        """When all who used it are gone: what was unpacked goes, and the folder itself where nobody else looks for one."""
+        if self._cache is None:
+            return
+        for _ in sweep_path(self._cache):
+            pass
+        if os.path.dirname(self._cache) == os.path.abspath(self._rundir.path):
+            with contextlib.suppress(
+                OSError
+            ):  # a process that escaped us uses something in it still
+                os.rmdir(self._cache)
 
     def _post(self, event: Event) -> None:
         assert self._supervisor is not None
@@ -278,6 +305,7 @@ class Session:
         for place_ in self._places.values():
             place_.close()
         self._board.close()
+        self._clear_cache()
         for name in self._rundir.close():
             self._journal.emit(
                 "error",

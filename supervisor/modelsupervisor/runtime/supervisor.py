@@ -45,7 +45,7 @@ from modelsupervisor.core.events import (
     Tick,
 )
 from modelsupervisor.core.reduce import assert_never
-from modelsupervisor.core.states import Phase, Run, SlotKey, State, Wanted
+from modelsupervisor.core.states import Phase, Run, SlotKey, State, TemplateKey, Wanted
 from modelsupervisor.errors import ControlError
 from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.edge import Edge
@@ -386,3 +386,6 @@ class Supervisor:
                 found = {"index": key.index, "generation": worker.generation, "pid": worker.pid}
                 workers.append(found)
         self._operators.reply(operator, id_, {"model": model, "workers": workers})
+        current = self._state.models[model].current
+        if self._edge.plans[model].model_cache is not None and current is not None:
+            self._templates.sweep(TemplateKey(model, current))  # of what the old workers used

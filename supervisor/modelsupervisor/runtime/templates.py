@@ -140,6 +140,8 @@ class Templates:
         return {
             "model": model,
             "path": plan.settings.path,
+            "model_cache": plan.model_cache,
+            "max_archive_size": plan.settings.max_archive_size,
             "handler": plan.settings.handler,
             "batch_size": plan.settings.batch_size,
             "gpu_id": -1,
@@ -213,6 +215,13 @@ class Templates:
         if template is None:
             return {}
         return {**template.facts, "start_s": round(self._edge.now() - template.begun, 4)}
+
+    def sweep(self, key: TemplateKey) -> None:
+        """Have a template remove unpacked archives that nobody uses any more, when it has nothing else to do."""
+        template = self._all.get(key)
+        if template is not None and template.channel is not None and not template.channel.closed:
+            with contextlib.suppress(OSError):  # dying, or busy: a later one does it, or the end
+                template.channel.send({"kind": "sweep"})
 
     # -- births ---------------------------------------------------------------------------------------------------
 
