@@ -60,6 +60,9 @@ def test_a_model_from_an_archive(instance: Make) -> None:
     made = instance("worker.exited")
     archive = _archive(made, archive_of(ROOT / "tests" / "models" / "faults", "service"))
     made.write(_section(made, archive, workers=2))
+    checked = made.cli("check", "-c", str(made.config)).stdout
+    assert f"# model cache: {made.run_dir}/models" in checked
+    assert not made.run_dir.exists()
     made.start()
     assert echo(made) == b"are you there"
     crash(made, "kill")

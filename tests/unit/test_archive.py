@@ -113,6 +113,28 @@ def test_a_64_bit_end_record() -> None:
     assert "64 bit end record is damaged" in refusal(replaced(archive, b"PK\6\7", b"PK\6\5", 1))
 
 
+def _wide_entry(length: int) -> bytes:
+    """One stored member of 7 bytes whose index entry has its sizes in an extra field of `length` bytes."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as made:
+        member = zipfile.ZipInfo("x")
+        member.extra = struct.pack("<2H2Q", 1, 16, 7, 7)
+        made.writestr(member, b"1234567")
+    archive = bytearray(target.getvalue())
+    at = archive.index(b"PK\1\2")
+    struct.pack_into("<2L", archive, at + 20, 2**32 - 1, 2**32 - 1)
+    struct.pack_into("<H", archive, at + 46 + 1 + 2, length)
+    return bytes(archive)
+
+
+def test_64_bit_sizes(tmp_path: Path) -> None:
+    """A member over 4 GiB has them; an entry that promises them and has too few bytes is refused."""
+    archive = _wide_entry(16)
+    spread(archive, contents(archive), tmp_path)
+    assert (tmp_path / "x").read_bytes() == b"1234567"
+    assert "lacks its 64 bit sizes" in refusal(_wide_entry(8))
+
+
 # -- names ------------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import click
 
 from modelsupervisor.cli import say
 from modelsupervisor.errors import EXIT_OK, ConfigurationError
-from modelsupervisor.paths import resolve_run_dir
+from modelsupervisor.paths import resolve_model_cache, resolve_run_dir
 
 
 @click.command()
@@ -24,7 +24,11 @@ def check(config: str) -> int:
     if problems:
         raise ConfigurationError(problems)
     say(render_settings(settings), newline=False)
-    say(f"\n# run directory: {click.format_filename(run_dir)}\n# OK")
+    say(f"\n# run directory: {click.format_filename(run_dir)}")
+    if any(model.archive for model in settings.models):
+        cache = resolve_model_cache(settings.supervisor.model_cache, run_dir)
+        say(f"# model cache: {click.format_filename(cache)}")
+    say("# OK")
     return EXIT_OK
 
 
