@@ -93,7 +93,14 @@ def environment(mark: str, **extra: str) -> dict[str, str]:
     """The environment of a supervisor under test: ours, without what would hide its faults."""
     environ = dict(os.environ)
     hiding = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
-    for name in (*hiding, "RUNTIME_DIRECTORY", "NOTIFY_SOCKET", "LISTEN_FDS"):
+    outside = (
+        "RUNTIME_DIRECTORY",
+        "CACHE_DIRECTORY",
+        "XDG_CACHE_HOME",
+        "NOTIFY_SOCKET",
+        "LISTEN_FDS",
+    )
+    for name in (*hiding, *outside):
         environ.pop(name, None)
     environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "supervisor"), str(ROOT / "worker")])
     environ[MARK] = mark
