@@ -8,7 +8,6 @@ started and no running supervisor is asked; what runs is in `status`.
 from __future__ import annotations
 
 import os
-import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,9 @@ import click
 
 from modelsupervisor.cli import say
 from modelsupervisor.cli.render import cpu_words, size_words
-from modelsupervisor.cli.terminal import harmless_json, one_line
+from modelsupervisor.cli.terminal import on_terminal, one_line
 from modelsupervisor.errors import EXIT_OK
+from modelsupervisor.log.harmless import harmless_json
 
 if TYPE_CHECKING:
     from modelsupervisor.config import Settings
@@ -43,7 +43,7 @@ def plan(config: str, as_json: bool) -> int:
     made = plan_report(load_settings(config), read_topology())
     if not as_json:
         say("\n".join(plan_lines(made)))
-    elif sys.stdout.isatty():
+    elif on_terminal():
         say(harmless_json(msgspec.json.format(msgspec.json.encode(made), indent=2)))
     else:
         say(msgspec.json.encode(made))
