@@ -54,7 +54,9 @@ class FifoPlan:
     reason: str
 
 
-def plan_models(settings: Settings, topology: Topology, model_cache: str) -> dict[str, ModelPlan]:
+def plan_models(
+    settings: Settings, topology: Topology, model_cache: str | None = None
+) -> dict[str, ModelPlan]:
     """Placement and environment of every model; `model_cache` is where archives are unpacked. Raises
     ConfigurationError for CPUs that we may not use.
     """
