@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from modelsupervisor.core.states import Blame, SlotKey, TemplateKey
+from modelsupervisor.core.states import Blame, SlotKey, SpareKey, TemplateKey, Wear
 
 
 class Ending(str, Enum):
@@ -44,6 +44,38 @@ class ForkWorker:
     key: SlotKey
     generation: int
     template: TemplateKey
+
+
+@dataclass(frozen=True)
+class ForkSpare:
+    """Ask a template for a worker without a slot."""
+
+    key: SpareKey
+    template: TemplateKey
+
+
+@dataclass(frozen=True)
+class SeatSpare:
+    """Hand a slot to a parked spare: from here on it is the slot's process, and its news is that of the generation."""
+
+    spare: SpareKey
+    key: SlotKey
+    generation: int
+
+
+@dataclass(frozen=True)
+class SignalSpare:
+    """End a spare by a signal."""
+
+    key: SpareKey
+    ending: Ending
+
+
+@dataclass(frozen=True)
+class AbandonSpare:
+    """Forget a spare's birth that never came: whatever comes of it must end itself when its channel closes."""
+
+    key: SpareKey
 
 
 @dataclass(frozen=True)
@@ -92,6 +124,20 @@ class ReportWorkerExit:
     delay: float | None = None  # seconds until the next try, where there is one
     failures: int = 0
     spawned: bool = True
+    worn: Wear | None = None  # it was to be replaced for this
+
+
+@dataclass(frozen=True)
+class ReportSpareExit:
+    """Write the one `spare.exited` event; `delay` is seconds until the next birth of one, where that waits."""
+
+    key: SpareKey
+    reason: str
+    asked: bool
+    blame: Blame | None
+    delay: float | None
+    failures: int
+    spawned: bool
 
 
 @dataclass(frozen=True)
@@ -110,13 +156,14 @@ class ReportTemplateExit:
 
 @dataclass(frozen=True)
 class Note:
-    """Write a log event; the edge adds time, seq and the pid that it knows for the slot or template."""
+    """Write a log event; the edge adds time, seq and the pid that it knows for the slot, template or spare."""
 
     level: str
     event: str
     slot: SlotKey | None = None
     template: TemplateKey | None = None
     generation: int | None = None
+    spare: SpareKey | None = None
     fields: tuple[tuple[str, object], ...] = ()
 
 
@@ -141,11 +188,16 @@ class Exit:
 Action = (
     StartTemplate
     | ForkWorker
+    | ForkSpare
+    | SeatSpare
+    | SignalSpare
+    | AbandonSpare
     | TellWorker
     | SignalWorker
     | SignalTemplate
     | AbandonBirth
     | ReportWorkerExit
+    | ReportSpareExit
     | ReportTemplateExit
     | Note
     | Answer

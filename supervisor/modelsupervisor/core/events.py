@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modelsupervisor.core.states import SlotKey, TemplateKey
+from modelsupervisor.core.states import SlotKey, SpareKey, TemplateKey, Wear
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,53 @@ class RestartSlotRequested:
     now: float
 
 
+@dataclass(frozen=True)
+class WorkerWorn:
+    """A worker has served as much, or holds as much memory, as its model's settings allow; `reason` is one sentence."""
+
+    key: SlotKey
+    generation: int
+    now: float
+    wear: Wear
+    reason: str
+
+
+@dataclass(frozen=True)
+class SpareBorn:
+    """The process of a spare is known to the edge and can be signalled."""
+
+    key: SpareKey
+    now: float
+
+
+@dataclass(frozen=True)
+class SpareParked:
+    """A spare said, on its descriptor, that it lacks nothing but a slot."""
+
+    key: SpareKey
+    now: float
+
+
+@dataclass(frozen=True)
+class SpareExited:
+    """A spare is gone, or never was: `spawned` says which. `reason` is one sentence."""
+
+    key: SpareKey
+    now: float
+    reason: str
+    spawned: bool = True
+
+
+WorkerEvent = WorkerBorn | BirthFailed | WorkerReady | WorkerExited | WorkerWorn
+SpareEvent = SpareBorn | SpareParked | SpareExited
 Event = (
     Started
     | Tick
     | StopRequested
     | TemplateLoaded
     | TemplateExited
-    | WorkerBorn
-    | BirthFailed
-    | WorkerReady
-    | WorkerExited
+    | WorkerEvent
+    | SpareEvent
     | RestartModelRequested
     | RestartSlotRequested
 )

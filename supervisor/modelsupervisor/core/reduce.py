@@ -10,21 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
-from modelsupervisor.core import restarts, runs, slots, templates
+from modelsupervisor.core import recycling, restarts, runs, slots, spares, templates
 from modelsupervisor.core.actions import Action
 from modelsupervisor.core.events import (
     BirthFailed,
     Event,
     RestartModelRequested,
     RestartSlotRequested,
+    SpareBorn,
+    SpareEvent,
+    SpareExited,
+    SpareParked,
     Started,
     StopRequested,
     TemplateExited,
     TemplateLoaded,
     Tick,
     WorkerBorn,
+    WorkerEvent,
     WorkerExited,
     WorkerReady,
+    WorkerWorn,
 )
 from modelsupervisor.core.states import Model, Policy, Run, Slot, SlotKey, State
 from modelsupervisor.core.step import Step
@@ -61,6 +67,8 @@ def reduce(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
     _apply(step, event)
     for name in step.models:
         restarts.advance(step, name)
+        recycling.advance(step, name)
+        spares.refill(step, name)
     runs.settle(step)
     return step.finish()
 
@@ -77,6 +85,18 @@ def _apply(step: Step, event: Event) -> None:
             templates.loaded(step, event)
         case TemplateExited():
             templates.exited(step, event)
+        case RestartModelRequested():
+            restarts.model_requested(step, event)
+        case RestartSlotRequested():
+            restarts.slot_requested(step, event)
+        case SpareBorn() | SpareParked() | SpareExited():
+            _apply_to_spare(step, event)
+        case _:
+            _apply_to_worker(step, event)
+
+
+def _apply_to_worker(step: Step, event: WorkerEvent) -> None:
+    match event:
         case WorkerBorn():
             slots.born(step, event)
         case BirthFailed():
@@ -85,10 +105,20 @@ def _apply(step: Step, event: Event) -> None:
             slots.ready(step, event)
         case WorkerExited():
             slots.exited(step, event)
-        case RestartModelRequested():
-            restarts.model_requested(step, event)
-        case RestartSlotRequested():
-            restarts.slot_requested(step, event)
+        case WorkerWorn():
+            recycling.worn(step, event)
+        case _:
+            assert_never(event)
+
+
+def _apply_to_spare(step: Step, event: SpareEvent) -> None:
+    match event:
+        case SpareBorn():
+            spares.born(step, event)
+        case SpareParked():
+            spares.parked(step, event)
+        case SpareExited():
+            spares.exited(step, event)
         case _:
             assert_never(event)
 
@@ -97,10 +127,13 @@ def _tick(step: Step) -> None:
     """Serve every deadline that has passed; the draft is read anew each time, since one may settle another."""
     for key in list(step.slots):
         slots.tick(step, step.slots[key])
+    for spare in list(step.spares.values()):
+        spares.tick(step, spare)
     for template_key in list(step.templates):
         templates.tick(step, step.templates[template_key])
     for name in list(step.models):
         templates.retry(step, step.models[name])
+        spares.try_again(step, step.models[name])
     runs.tick(step)
 
 
@@ -117,7 +150,11 @@ def _deadlines(state: State) -> Iterable[float | None]:
         yield slot.birth_deadline
     for template in state.templates.values():
         yield template.deadline
+    for spare in state.spares.values():
+        yield spare.deadline
+        yield spare.birth_deadline
     for model in state.models.values():
         yield model.retry_at
+        yield model.spare_at
     yield state.stop_deadline
     yield state.lost_deadline

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from modelsupervisor.core import restarts, slots, templates
+from modelsupervisor.core import restarts, slots, spares, templates
 from modelsupervisor.core.actions import Exit, Note
 from modelsupervisor.core.events import StopRequested
 from modelsupervisor.core.states import Phase, Run, Wanted
@@ -48,11 +48,14 @@ def _stop(step: Step, why: str) -> None:
     step.do(Note("info", "supervisor.stopping", fields=(("reason", why),)))
     for name in step.models:
         restarts.abort(step, name)
-        step.put(replace(step.models[name], retry_at=None, candidate=None))
+        model = replace(step.models[name], retry_at=None, candidate=None)
+        step.put(replace(model, spare_at=None, recycling=None))
     for key in step.slots:
         slot = replace(step.slots[key], wanted=Wanted.DOWN)
         step.put(slot)
         slots.drain(step, slot)
+    for spare in list(step.spares.values()):
+        spares.retire(step, spare)
     for template in list(step.templates.values()):
         templates.retire(step, template)
 
@@ -60,6 +63,8 @@ def _stop(step: Step, why: str) -> None:
 def _kill_all(step: Step) -> None:
     for slot in list(step.slots.values()):
         slots.kill(step, slot)
+    for spare in list(step.spares.values()):
+        spares.kill(step, spare)
     for template in list(step.templates.values()):
         templates.kill(step, template)
     step.stop_deadline = None
@@ -75,6 +80,7 @@ def tick(step: Step) -> None:
         _kill_all(step)
     elif step.lost_deadline is not None and step.lost_deadline <= step.now:
         left = [str(slot.key) for slot in step.slots.values() if slot.live]
+        left += [f"spare of {key.model}" for key in step.spares]
         left += [f"template of {key.model}" for key in step.templates]
         step.do(Note("error", "supervisor.left_behind", fields=(("left", left),)))
         _exit(step, FAILED)
@@ -90,7 +96,8 @@ def settle(step: Step) -> None:
         step.do(Note("error", "supervisor.start_failed", fields=fields))
         reason, step.start_failure = step.start_failure, ""
         _stop(step, reason)
-    nothing_left = not step.templates and not any(slot.live for slot in step.slots.values())
+    processes = step.templates or step.spares
+    nothing_left = not processes and not any(slot.live for slot in step.slots.values())
     if step.run is Run.STOPPING and nothing_left:
         _exit(step, step.exit_code)
 

@@ -16,6 +16,7 @@ from modelsupervisor.core.actions import (
     ForkWorker,
     Next,
     ReportWorkerExit,
+    SeatSpare,
     SignalTemplate,
     SignalWorker,
     TellWorker,
@@ -26,11 +27,16 @@ from modelsupervisor.core.states import (
     Phase,
     Slot,
     SlotKey,
+    Spare,
+    Template,
     TemplateKey,
     TemplatePhase,
     Wanted,
 )
 from modelsupervisor.core.step import Step
+
+SPARE_PAUSE = 0.05
+"""Seconds from a worker's READY to the birth of the next spare: its first answer is over by then."""
 
 FORK_TIMEOUT = 10.0
 """Seconds a template has to fork. A fork takes milliseconds [measured]; a template that needs longer is stuck, not slow."""
@@ -40,14 +46,14 @@ TERM_GRACE = 1.0
 
 
 def bear(step: Step, slot: Slot) -> Next:
-    """Ask for the next generation of a slot that has no process, as soon as every limit allows; say which it was."""
+    """Have the next generation of a slot that has no process, as soon as every limit allows; say which it was."""
     model = step.models[slot.key.model]
-    empty = replace(slot, born=False, killed=False, blame=None, ready_at=None, birth_deadline=None)
+    empty = _emptied(slot)
     if step.stopping or slot.wanted is Wanted.DOWN:
         step.put(replace(empty, phase=Phase.EMPTY, deadline=None))
         return Next.STOP if step.start_failure else Next.NONE
-    template = step.fork_source(slot.key.model)
-    if template is None:
+    template, spare = step.fork_source(slot.key.model), step.parked_spare(slot.key.model)
+    if template is None and spare is None:
         waiting = Phase.EMPTY
         if model.failed:
             waiting = Phase.FAILED
@@ -59,20 +65,49 @@ def bear(step: Step, slot: Slot) -> Next:
     if earliest > step.now:
         step.put(replace(empty, phase=Phase.BACKING_OFF, deadline=earliest))
         return Next.BACK_OFF
-    generation = slot.generation + 1
     child = replace(
         empty,
         phase=Phase.STARTING,
-        generation=generation,
-        template=template.key.generation,
+        generation=slot.generation + 1,
         deadline=step.now + model.policy.startup_timeout,
-        birth_deadline=step.now + FORK_TIMEOUT,
         births=backoff.remember(slot.births, step.now),
     )
-    step.put(child)
-    step.do(ForkWorker(slot.key, generation, template.key))
-    step.slot_note("info", "worker.starting", child, template=template.key.generation)
+    if spare is not None:
+        _seat(step, child, spare)
+    elif template is not None:
+        _fork(step, child, template)
     return Next.RESTART
+
+
+def _emptied(slot: Slot) -> Slot:
+    """A slot without what was so of its last process."""
+    return replace(
+        slot,
+        born=False,
+        killed=False,
+        blame=None,
+        ready_at=None,
+        birth_deadline=None,
+        seated=False,
+        worn=None,
+    )
+
+
+def _seat(step: Step, child: Slot, spare: Spare) -> None:
+    del step.spares[spare.key]
+    child = replace(child, template=spare.template, born=True, seated=True)
+    step.put(child)
+    step.do(SeatSpare(spare.key, child.key, child.generation))
+    number = spare.key.number
+    step.slot_note("info", "worker.starting", child, template=spare.template, spare=number)
+
+
+def _fork(step: Step, child: Slot, template: Template) -> None:
+    generation = template.key.generation
+    child = replace(child, template=generation, birth_deadline=step.now + FORK_TIMEOUT)
+    step.put(child)
+    step.do(ForkWorker(child.key, child.generation, template.key))
+    step.slot_note("info", "worker.starting", child, template=generation)
 
 
 def settle_waiting(step: Step, model: str) -> None:
@@ -126,6 +161,11 @@ def ready(step: Step, event: WorkerReady) -> None:
     # From the moment its first process was asked for, which is what a client that waits has felt.
     took = event.now - slot.births[-1] if slot.births else 0.0
     step.slot_note("info", "worker.ready", slot, start_s=round(took, 4))
+    model = step.models[slot.key.model]
+    if model.policy.spares or model.recycling is not None:
+        later = max(step.now + SPARE_PAUSE, model.spare_at or step.now)
+        failures = 0 if slot.seated else model.spare_failures
+        step.put(replace(model, spare_at=later, spare_failures=failures))
 
 
 def exited(step: Step, event: WorkerExited) -> None:
@@ -146,6 +186,7 @@ def _succeed_and_report(
 ) -> None:
     """Let what follows follow, and tell of the end; `counted` is the slot with its counts after it."""
     since = len(step.actions)
+    recycled = asked and step.models[slot.key.model].recycling == slot.key.index
     follows, delay = _succeed(step, counted, failed=counted.failures > slot.failures)
     step.report(
         since,
@@ -159,6 +200,7 @@ def _succeed_and_report(
             delay=delay,
             failures=counted.failures,
             spawned=isinstance(event, WorkerExited),
+            worn=slot.worn if recycled else None,
         ),
     )
     if follows is Next.FAILED:
@@ -211,17 +253,7 @@ def _bear_now(step: Step, slot: Slot) -> tuple[Next, float | None]:
 
 def _rest(step: Step, slot: Slot, phase: Phase, delay: float) -> None:
     """Leave a slot without a process until a time."""
-    step.put(
-        replace(
-            slot,
-            phase=phase,
-            deadline=step.now + delay,
-            born=False,
-            killed=False,
-            blame=None,
-            ready_at=None,
-        )
-    )
+    step.put(replace(_emptied(slot), phase=phase, deadline=step.now + delay))
 
 
 def birth_failed(step: Step, event: BirthFailed) -> None:
@@ -236,10 +268,13 @@ def birth_failed(step: Step, event: BirthFailed) -> None:
     _succeed_and_report(step, slot, replace(slot, failures=failures), event, asked)
 
 
-def drain(step: Step, slot: Slot) -> None:
-    """Ask the process of a slot to go: kindly where it serves, by signal where it holds nothing yet."""
+def drain(step: Step, slot: Slot, patience: float = 0.0) -> None:
+    """Ask the process of a slot to go: kindly where it serves, by signal where it holds nothing yet.
+
+    The batch in hand has `stop_timeout` to come to its end, or `patience` seconds where that is longer.
+    """
     if slot.phase is Phase.READY:
-        deadline = step.now + step.models[slot.key.model].policy.stop_timeout
+        deadline = step.now + max(patience, step.models[slot.key.model].policy.stop_timeout)
         slot = replace(slot, phase=Phase.DRAINING, deadline=deadline, birth_deadline=None)
         step.put(slot)
         step.do(TellWorker(slot.key, slot.generation))
@@ -304,31 +339,38 @@ def tick(step: Step, slot: Slot) -> None:
         bear(step, slot)
 
 
-def _waits_its_turn(step: Step, slot: Slot) -> bool:
-    """Put a birth's deadline off while its template bears others: hundreds of births take longer than one may.
-
-    Only the birth itself is looked at here; the start deadline stands.
-    """
-    template = step.templates.get(TemplateKey(slot.key.model, slot.template))
+def turn_comes(step: Step, template: Template | None) -> float | None:
+    """Until when a birth that is overdue has, since its template bears others: hundreds of births take longer than one may."""
     if template is None or template.forked_at is None or template.killed:
-        return False
+        return None
     later = template.forked_at + FORK_TIMEOUT
-    if later <= step.now or (slot.deadline is not None and slot.deadline <= step.now):
+    return later if later > step.now else None
+
+
+def _waits_its_turn(step: Step, slot: Slot) -> bool:
+    """Put a birth's deadline off where its turn is still to come; the start deadline stands."""
+    later = turn_comes(step, step.templates.get(TemplateKey(slot.key.model, slot.template)))
+    if later is None or (slot.deadline is not None and slot.deadline <= step.now):
         return False
     step.put(replace(slot, birth_deadline=later))
     return True
 
 
+def give_up_template(step: Step, template: Template | None) -> None:
+    """A template that does not fork is hung: it goes."""
+    if template is None or template.killed:
+        return
+    # One that was sent away already has been asked to go: then its end is no fault.
+    blame = template.blame if template.phase is TemplatePhase.STOPPING else Blame.HUNG
+    step.put(
+        replace(template, phase=TemplatePhase.STOPPING, deadline=None, killed=True, blame=blame)
+    )
+    step.do(SignalTemplate(template.key, Ending.KILL))
+
+
 def _give_up_birth(step: Step, slot: Slot) -> None:
-    """A template that does not fork is hung: it goes, and the births that wait for it are forgotten."""
-    template = step.templates.get(TemplateKey(slot.key.model, slot.template))
-    if template is not None and not template.killed:
-        # One that was sent away already has been asked to go: then its end is no fault.
-        blame = template.blame if template.phase is TemplatePhase.STOPPING else Blame.HUNG
-        step.put(
-            replace(template, phase=TemplatePhase.STOPPING, deadline=None, killed=True, blame=blame)
-        )
-        step.do(SignalTemplate(template.key, Ending.KILL))
+    """The template is hung, and the births that wait for it are forgotten."""
+    give_up_template(step, step.templates.get(TemplateKey(slot.key.model, slot.template)))
     _abandon(step, slot, "the template did not fork in time")
 
 

@@ -13,6 +13,10 @@ has loaded. A template that is neither is retired: nothing is forked from it, an
     slot      EMPTY ─birth→ STARTING ─ready→ READY ─stop→ DRAINING ─deadline→ STOPPING ─exit→ EMPTY
                                └──── exit, not asked for ────┴→ BACKING_OFF ─retry→ STARTING, or FAILED ─slow retry→ STARTING
     template  LOADING ─loaded→ READY ─stop→ STOPPING ─exit→ (gone)
+    spare     STARTING ─parked→ PARKED ─seated→ (the process of a slot), or ─stop→ STOPPING ─exit→ (gone)
+
+A *spare* is a worker without a slot: born ahead of time, and ready but for its place. When it is seated it becomes the next
+generation of a slot; until then it has a number of its own, and nothing waits for it.
 
 All times are seconds of one monotonic clock, given in with the events; a deadline that is None is not set.
 """
@@ -46,6 +50,21 @@ class TemplatePhase(str, Enum):
     LOADING = "LOADING"
     READY = "READY"
     STOPPING = "STOPPING"
+
+
+class SparePhase(str, Enum):
+    """Where a spare is in its life, until it is seated."""
+
+    STARTING = "STARTING"
+    PARKED = "PARKED"
+    STOPPING = "STOPPING"
+
+
+class Wear(str, Enum):
+    """Why a worker that serves well is to be replaced."""
+
+    REQUESTS = "max_requests"
+    MEMORY = "memory_limit"
 
 
 class Wanted(str, Enum):
@@ -90,6 +109,14 @@ class TemplateKey:
     generation: int
 
 
+@dataclass(frozen=True, order=True)
+class SpareKey:
+    """The identity of a spare: `number` counts the spares that a model ever had, from 1."""
+
+    model: str
+    number: int
+
+
 @dataclass(frozen=True)
 class Policy:
     """The settings of a model that the core decides by; durations in seconds."""
@@ -100,6 +127,8 @@ class Policy:
     stable_after: float = 10.0
     max_failures: int = 5
     retry_failed_after: float = 60.0
+    response_timeout: float = 120.0
+    spares: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,6 +149,8 @@ class Slot:
     failures: int = 0  # generations in a row that failed (DESIGN §3)
     charged: int = 0  # deaths in a row with a request in hand and without one answer
     births: tuple[float, ...] = ()  # the times of the newest births, at most BIRTHS_KEPT
+    seated: bool = False  # the present process was a spare
+    worn: Wear | None = None  # the present process is to be replaced, when its turn comes
 
     @property
     def live(self) -> bool:
@@ -139,6 +170,21 @@ class Template:
     forked_at: float | None = None
     killed: bool = False
     blame: Blame | None = None
+
+
+@dataclass(frozen=True)
+class Spare:
+    """One spare. `deadline` is that of the present phase: start or kill."""
+
+    key: SpareKey
+    template: int  # the generation of the template that it was asked from
+    phase: SparePhase = SparePhase.STARTING
+    born: bool = False  # the edge knows the process, so that it can be signalled
+    killed: bool = False
+    blame: Blame | None = None
+    deadline: float | None = None
+    birth_deadline: float | None = None
+    parked_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +218,13 @@ class Model:
     retry_at: float | None = None
     failed: bool = False  # loading failed max_failures times in a row
     restart: Restart | None = None
+    # The oldest template of the version that is served: what an older one bore is no spare any more
+    version: int = 1
+    spares_born: int = 0  # ever
+    spare_failures: int = 0  # in a row
+    spare_floor: int = 0  # how many had been born when the last failure was counted
+    spare_at: float | None = None  # when the next spare may be asked for, where that is not now
+    recycling: int | None = None  # the index of the one worn worker that is being replaced
 
 
 @dataclass(frozen=True)
@@ -181,6 +234,7 @@ class State:
     models: Mapping[str, Model]
     slots: Mapping[SlotKey, Slot]
     templates: Mapping[TemplateKey, Template] = field(default_factory=dict)
+    spares: Mapping[SpareKey, Spare] = field(default_factory=dict)
     run: Run = Run.STARTING
     exit_on_start_failure: bool = True
     stop_timeout: float = 30.0

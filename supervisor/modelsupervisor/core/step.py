@@ -15,6 +15,9 @@ from modelsupervisor.core.states import (
     Run,
     Slot,
     SlotKey,
+    Spare,
+    SpareKey,
+    SparePhase,
     State,
     Template,
     TemplateKey,
@@ -31,6 +34,7 @@ class Step:
         self.models = dict(state.models)
         self.slots = dict(state.slots)
         self.templates = dict(state.templates)
+        self.spares = dict(state.spares)
         self.run = state.run
         self.stop_deadline = state.stop_deadline
         self.lost_deadline = state.lost_deadline
@@ -46,6 +50,7 @@ class Step:
             models=self.models,
             slots=self.slots,
             templates=self.templates,
+            spares=self.spares,
             run=self.run,
             stop_deadline=self.stop_deadline,
             lost_deadline=self.lost_deadline,
@@ -66,12 +71,14 @@ class Step:
         words = (at for at in range(since, len(self.actions)) if isinstance(self.actions[at], Note))
         self.actions.insert(next(words, len(self.actions)), exit_)
 
-    def put(self, item: Slot | Model | Template) -> None:
+    def put(self, item: Slot | Model | Template | Spare) -> None:
         """Store a changed value in the draft."""
         if isinstance(item, Slot):
             self.slots[item.key] = item
         elif isinstance(item, Template):
             self.templates[item.key] = item
+        elif isinstance(item, Spare):
+            self.spares[item.key] = item
         else:
             self.models[item.name] = item
 
@@ -95,6 +102,10 @@ class Step:
             )
         )
 
+    def spare_note(self, level: str, event: str, key: SpareKey, **fields: object) -> None:
+        """Log an event about a spare."""
+        self.do(Note(level, event, spare=key, fields=tuple(fields.items())))
+
     def slots_of(self, model: str) -> list[Slot]:
         """The slots of a model in the order of their indexes."""
         count = self.models[model].policy.workers
@@ -110,6 +121,18 @@ class Step:
         template = self.current_template(model)
         if template is not None and template.phase is TemplatePhase.READY:
             return template
+        return None
+
+    def spares_of(self, model: str) -> list[Spare]:
+        """The spares of a model in the order of their births."""
+        return [spare for spare in self.spares.values() if spare.key.model == model]
+
+    def parked_spare(self, model: str) -> Spare | None:
+        """The oldest spare of a model that a slot can be given to."""
+        version = self.models[model].version
+        for spare in self.spares_of(model):
+            if spare.phase is SparePhase.PARKED and spare.born and spare.template >= version:
+                return spare
         return None
 
     def failure_delay(self, failures: int) -> float:

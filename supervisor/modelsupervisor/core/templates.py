@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from modelsupervisor.core import slots
+from modelsupervisor.core import slots, spares
 from modelsupervisor.core.actions import (
     Ending,
     Next,
@@ -83,6 +83,7 @@ def loaded(step: Step, event: TemplateLoaded) -> None:
             model, current=event.key.generation, candidate=None, retry_at=None, failed=False
         )
         step.put(model)
+        spares.outdate(step, model.name, event.key.generation)
         if present is not None:
             retire(step, present)
     slots.settle_waiting(step, model.name)
