@@ -1,5 +1,8 @@
 """From heir to READY: what a worker does to itself, in order, once it has its slot and before it serves.
 
+There are two parts. `take_slot` is about the slot: session, output, descriptors, CPUs, scoreboard. `readiness.make_ready` is about
+the model, and needs no slot.
+
 The order is the safety. An heir is the supervisor's child and has its death signal set before it is told of a slot (`heir`), so
 that no code of the model ever runs without it. Standard output goes to the slot's FIFOs before anything can print. Foreign
 descriptors are closed before any code of the model runs, so that a sibling's socket held open by mistake cannot keep its clients
@@ -8,14 +11,14 @@ waiting. CPUs and thread counts come before the first use of a pool. READY is a 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import traceback
 from typing import Any, Dict, FrozenSet, List, NamedTuple, NoReturn, Optional, Sequence
 
-from modelworker import frameworks, loader, process
+from modelworker import process
 from modelworker.channel import Channel, tail
+from modelworker.readiness import Inheritance, make_ready
 from modelworker.scoreboard import RECORD_SIZE, Record
 from modelworker.serve import ServeSettings, serve
 
@@ -65,14 +68,12 @@ class Birth(NamedTuple):
         )
 
 
-class Inheritance(NamedTuple):
-    """What every worker of a template has from it; `kept` are the descriptors that the model opened while it loaded."""
+class Slot(NamedTuple):
+    """What a worker holds of its slot."""
 
-    supervisor: int
-    libc: ctypes.CDLL
-    model: loader.LoadedModel
-    thread_setters: List[Any]
-    kept: FrozenSet[int]
+    channel: Channel
+    listener: socket.socket
+    record: Record
 
 
 def close_all_but(kept: FrozenSet[int]) -> None:
@@ -92,16 +93,15 @@ def become_worker(birth: Birth, inheritance: Inheritance) -> NoReturn:
     try:
         channel = Channel(socket.socket(fileno=birth.channel))
         try:
-            record = _settle(birth, inheritance)
-            listener = socket.socket(fileno=birth.listener)
-            loader.after_fork(inheritance.model)
+            slot = take_slot(birth, inheritance, channel)
+            model = make_ready(inheritance, birth.threads, birth.freshly_seeded)
             cpus = sorted(os.sched_getaffinity(0))
-        # Of the operating system or of the handler's after_fork: reported whole
+        # Of the operating system or of the handler's own code: reported whole
         except Exception as error:
             _decline(channel, error)
         else:
             channel.send("ready", facts={"pid": os.getpid(), "cpus": cpus})
-            code = serve(inheritance.model, listener, channel, record, birth.settings)
+            code = serve(model, slot.listener, channel, slot.record, birth.settings)
     # The last line before the template's own stack: say it and die, never unwind into it
     except BaseException:
         traceback.print_exc()
@@ -111,25 +111,21 @@ def become_worker(birth: Birth, inheritance: Inheritance) -> NoReturn:
         os._exit(code)
 
 
-def _settle(birth: Birth, inheritance: Inheritance) -> Record:
-    """Everything between the order and the model's own code."""
+def take_slot(birth: Birth, inheritance: Inheritance, channel: Channel) -> Slot:
+    """Make this process the slot's: nothing in here is code of the model."""
     os.setsid()
     os.dup2(birth.stdout, 1)
     os.dup2(birth.stderr, 2)
     ours = frozenset((0, 1, 2, birth.channel, birth.listener, birth.scoreboard))
     close_all_but(ours | inheritance.kept)
     process.pin(birth.cpus)
-    frameworks.set_threads(inheritance.thread_setters, birth.threads)
-    frameworks.reseed()
-    if not birth.freshly_seeded:
-        frameworks.reseed_mxnet()
     process.set_title("modelsupervisor: %s/%d" % (birth.model, birth.worker))
     offset = birth.scoreboard_offset
     region = process.map_shared(inheritance.libc, birth.scoreboard, RECORD_SIZE, offset)
     os.close(birth.scoreboard)
     record = Record(region)
     record.reset(birth.generation)
-    return record
+    return Slot(channel, socket.socket(fileno=birth.listener), record)
 
 
 def _decline(channel: Channel, error: Exception) -> None:

@@ -25,8 +25,9 @@ import socket
 from typing import Any, Dict, List, NoReturn
 
 from modelworker import process
-from modelworker.boot import Birth, Inheritance, become_worker
+from modelworker.boot import Birth, become_worker
 from modelworker.channel import Channel, ChannelClosed
+from modelworker.readiness import Inheritance
 
 _GONE = "the heir died before it was one"
 

@@ -28,9 +28,10 @@ import traceback
 from typing import Any, Dict, FrozenSet, List, NoReturn, Optional, Sequence
 
 from modelworker import extractions, frameworks, loader, process
-from modelworker.boot import Inheritance, close_all_but
+from modelworker.boot import close_all_but
 from modelworker.channel import Channel, ChannelClosed, tail
 from modelworker.heir import Heir, bear_heir
+from modelworker.readiness import Inheritance
 
 # Milliseconds without a request before the template makes ready for the next: a newborn's first answer is over by then
 QUIET_MS = 50
