@@ -1,7 +1,7 @@
 """From heir to READY: what a worker does to itself, in order, once it has its slot and before it serves.
 
-There are two parts. `take_slot` is about the slot: session, output, descriptors, CPUs, scoreboard. `readiness.make_ready` is about
-the model, and needs no slot.
+There are two parts. `take_slot` is about the slot: output, CPUs, scoreboard. `readiness.make_ready` is about the model, and needs
+no slot: a *spare* does that part first, says `parked`, and takes the other one when the supervisor has a slot for it (`seat`).
 
 The order is the safety. An heir is the supervisor's child and has its death signal set before it is told of a slot (`heir`), so
 that no code of the model ever runs without it. Standard output goes to the slot's FIFOs before anything can print. Foreign
@@ -14,10 +14,11 @@ from __future__ import annotations
 import os
 import socket
 import traceback
-from typing import Any, Dict, FrozenSet, List, NamedTuple, NoReturn, Optional, Sequence
+from functools import partial
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, NoReturn, Optional, Sequence
 
-from modelworker import process
-from modelworker.channel import Channel, tail
+from modelworker import loader, process
+from modelworker.channel import Channel, ChannelClosed, tail
 from modelworker.readiness import Inheritance, make_ready
 from modelworker.scoreboard import RECORD_SIZE, Record
 from modelworker.serve import ServeSettings, serve
@@ -26,7 +27,7 @@ START_FAILED = 1  # the exit code of a worker that said why it could not start
 
 
 class Birth(NamedTuple):
-    """One `fork` message: the slot's place, its descriptors, and how it is to serve."""
+    """What a slot is to its worker: who it is, its descriptors, and how it is to serve."""
 
     model: str
     worker: int  # the index of the slot
@@ -35,19 +36,15 @@ class Birth(NamedTuple):
     threads: int
     settings: ServeSettings
     scoreboard_offset: int
-    channel: int
     listener: int
     stdout: int
     stderr: int
     scoreboard: int
-    freshly_seeded: bool  # no sibling was forked since the template seeded MXNet
 
     @classmethod
-    def from_message(
-        cls, message: Dict[str, Any], descriptors: Sequence[int], freshly_seeded: bool
-    ) -> Birth:
-        """The message with its five descriptors, in the order channel, listener, stdout, stderr, scoreboard."""
-        channel, listener, stdout, stderr, scoreboard = descriptors
+    def from_message(cls, message: Dict[str, Any], descriptors: Sequence[int]) -> Birth:
+        """A `fork` or `seat` message with its descriptors: listener, stdout, stderr, scoreboard."""
+        listener, stdout, stderr, scoreboard = descriptors
         return cls(
             model=message["model"],
             worker=message["index"],
@@ -59,12 +56,10 @@ class Birth(NamedTuple):
                 frame_timeout=message["frame_timeout"],
             ),
             scoreboard_offset=message["scoreboard_offset"],
-            channel=channel,
             listener=listener,
             stdout=stdout,
             stderr=stderr,
             scoreboard=scoreboard,
-            freshly_seeded=freshly_seeded,
         )
 
 
@@ -87,21 +82,31 @@ def close_all_but(kept: FrozenSet[int]) -> None:
                 continue  # the listing's own descriptor, closed when the listing was done
 
 
-def become_worker(birth: Birth, inheritance: Inheritance) -> NoReturn:
-    """Turn an heir into the worker of a slot, serve, and exit. Never returns into the template's code."""
+def become(
+    message: Dict[str, Any],
+    descriptors: Sequence[int],
+    inheritance: Inheritance,
+    freshly_seeded: bool,
+) -> NoReturn:
+    """Turn an heir into what a `fork` message asks for, serve, and exit. Never returns into the template's code.
+
+    The first descriptor is the channel; those of a slot follow, unless the message asks for a spare. `freshly_seeded` says that no
+    sibling was forked since the template seeded MXNet.
+    """
     code = START_FAILED
     try:
-        channel = Channel(socket.socket(fileno=birth.channel))
+        channel = Channel(socket.socket(fileno=descriptors[0]))
         try:
-            slot = take_slot(birth, inheritance, channel)
-            model = make_ready(inheritance, birth.threads, birth.freshly_seeded)
-            cpus = sorted(os.sched_getaffinity(0))
+            os.setsid()
+            if "spare" in message:
+                begin = _park(channel, message, inheritance, freshly_seeded)
+            else:
+                begin = _begin(channel, message, descriptors, inheritance, freshly_seeded)
         # Of the operating system or of the handler's own code: reported whole
         except Exception as error:
             _decline(channel, error)
         else:
-            channel.send("ready", facts={"pid": os.getpid(), "cpus": cpus})
-            code = serve(model, slot.listener, channel, slot.record, birth.settings)
+            code = 0 if begin is None else begin()
     # The last line before the template's own stack: say it and die, never unwind into it
     except BaseException:
         traceback.print_exc()
@@ -111,13 +116,56 @@ def become_worker(birth: Birth, inheritance: Inheritance) -> NoReturn:
         os._exit(code)
 
 
+def _begin(
+    channel: Channel,
+    message: Dict[str, Any],
+    descriptors: Sequence[int],
+    inheritance: Inheritance,
+    freshly_seeded: bool,
+) -> Callable[[], int]:
+    """Take the slot first, so that what the model prints is the slot's output; returns what serves."""
+    birth = Birth.from_message(message, descriptors[1:])
+    close_all_but(frozenset((0, 1, 2, *descriptors)) | inheritance.kept)
+    slot = take_slot(birth, inheritance, channel)
+    model = make_ready(inheritance, birth.threads, freshly_seeded)
+    return partial(_serve, model, slot, birth)
+
+
+def _park(
+    channel: Channel, message: Dict[str, Any], inheritance: Inheritance, freshly_seeded: bool
+) -> Optional[Callable[[], int]]:
+    """Be a spare: everything but the slot, then wait for one; None where none comes any more.
+
+    What it prints meanwhile is the template's output. Its CPUs are those of the whole model until it has a slot.
+    """
+    close_all_but(frozenset((0, 1, 2, channel.fileno())) | inheritance.kept)
+    process.set_title("modelsupervisor: spare of %s" % message["model"])
+    model = make_ready(inheritance, message["threads"], freshly_seeded)
+    process.flush_output()
+    channel.send("parked", facts={"pid": os.getpid()})
+    try:
+        order, descriptors = channel.wait()
+    except ChannelClosed:
+        return None
+    if order is None or order["kind"] != "seat":
+        return None
+    birth = Birth.from_message(order, descriptors)
+    return partial(_serve, model, take_slot(birth, inheritance, channel), birth)
+
+
+def _serve(model: loader.LoadedModel, slot: Slot, birth: Birth) -> int:
+    """Say ready and serve; the exit code."""
+    cpus = sorted(os.sched_getaffinity(0))
+    slot.channel.send("ready", facts={"pid": os.getpid(), "cpus": cpus})
+    return serve(model, slot.listener, slot.channel, slot.record, birth.settings)
+
+
 def take_slot(birth: Birth, inheritance: Inheritance, channel: Channel) -> Slot:
     """Make this process the slot's: nothing in here is code of the model."""
-    os.setsid()
     os.dup2(birth.stdout, 1)
     os.dup2(birth.stderr, 2)
-    ours = frozenset((0, 1, 2, birth.channel, birth.listener, birth.scoreboard))
-    close_all_but(ours | inheritance.kept)
+    os.close(birth.stdout)
+    os.close(birth.stderr)
     process.pin(birth.cpus)
     process.set_title("modelsupervisor: %s/%d" % (birth.model, birth.worker))
     offset = birth.scoreboard_offset

@@ -25,7 +25,7 @@ import socket
 from typing import Any, Dict, List, NoReturn
 
 from modelworker import process
-from modelworker.boot import Birth, become_worker
+from modelworker.boot import become
 from modelworker.channel import Channel, ChannelClosed
 from modelworker.readiness import Inheritance
 
@@ -100,8 +100,7 @@ def _await_slot(
         process.set_title("modelsupervisor: heir of %s" % inheritance.model.name)
         order, descriptors = channel.wait()
         if order is not None:
-            birth = Birth.from_message(order["message"], descriptors, freshly_seeded)
-            become_worker(birth, inheritance)
+            become(order["message"], descriptors, inheritance, freshly_seeded)
     except (ChannelClosed, process.Orphaned, OSError):
         pass  # the template or the supervisor is gone: there is no slot to wait for
     finally:

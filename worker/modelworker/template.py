@@ -176,7 +176,8 @@ class Template:
         return bool(poll.poll())
 
     def _fork(self, message: Dict[str, Any], descriptors: List[int]) -> None:
-        identity = {"index": message["index"], "generation": message["generation"]}
+        names = ("spare",) if "spare" in message else ("index", "generation")
+        identity = {name: message[name] for name in names}
         try:
             pid = self._bear(message, descriptors)
         except OSError as error:

@@ -148,6 +148,26 @@ MODEL_KEYS: tuple[Key, ...] = (
     ),
     Key("workers", values.whole_number(1, 512), "1", "How many worker processes serve the model."),
     Key(
+        "spares",
+        values.whole_number(0, 64),
+        "0",
+        "Workers that are kept ready beside them without serving: when one of the others dies, a spare takes its place.",
+    ),
+    Key(
+        "max_requests",
+        values.whole_number(1, 10**12),
+        None,
+        "A worker that has answered so many requests is replaced, one at a time, and its replacement comes first.",
+        unset="never",
+    ),
+    Key(
+        "memory_limit",
+        values.size("1MiB", "1024GiB"),
+        None,
+        "A worker whose private memory is larger is replaced in the same way; it is looked at every ten seconds.",
+        unset="never",
+    ),
+    Key(
         "cpus",
         values.cpu_choice(),
         "auto",

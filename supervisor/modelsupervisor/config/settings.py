@@ -40,6 +40,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     path: str  # absolute; of a folder the real path, of an archive as it is written: a link to it may be turned
     handler: str  # as written: "module:function" or "module", perhaps with ".py"
     workers: int = 1
+    spares: int = 0
+    max_requests: int | None = None
+    memory_limit: int | None = None  # bytes of private memory
     cpus: CpuChoice = "auto"
     threads: ThreadChoice = "auto"
     preload: Literal["model"] = "model"

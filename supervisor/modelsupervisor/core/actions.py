@@ -185,21 +185,7 @@ class Exit:
     code: int
 
 
-Action = (
-    StartTemplate
-    | ForkWorker
-    | ForkSpare
-    | SeatSpare
-    | SignalSpare
-    | AbandonSpare
-    | TellWorker
-    | SignalWorker
-    | SignalTemplate
-    | AbandonBirth
-    | ReportWorkerExit
-    | ReportSpareExit
-    | ReportTemplateExit
-    | Note
-    | Answer
-    | Exit
-)
+WorkerAction = ForkWorker | SeatSpare | TellWorker | SignalWorker | AbandonBirth | ReportWorkerExit
+SpareAction = ForkSpare | SignalSpare | AbandonSpare | ReportSpareExit
+TemplateAction = StartTemplate | SignalTemplate | ReportTemplateExit
+Action = WorkerAction | SpareAction | TemplateAction | Note | Answer | Exit

@@ -257,8 +257,12 @@ _LIVES = (
         "worker.starting",
         "worker",
         ("info",),
-        "The template of that generation was asked to fork this worker.",
-        (Field("template", "integer", "The generation of the template.", minimum=1),),
+        "The template of that generation was asked to fork this worker; or, with `spare`, bore that one before, and it was handed "
+        "the slot.",
+        (
+            Field("template", "integer", "The generation of the template.", minimum=1),
+            Field("spare", "integer", "The number of the spare.", required=False, minimum=1),
+        ),
     ),
     Event(
         "worker.ready",
@@ -266,6 +270,13 @@ _LIVES = (
         ("info",),
         "It serves.",
         (seconds("start_s", "From the moment it was asked for."),),
+    ),
+    Event(
+        "worker.worn",
+        "worker",
+        ("info",),
+        "It serves on until a replacement is parked, finishes its batch, and goes.",
+        (word("wear", "max_requests", "memory_limit"), REASON),
     ),
     Event(
         "worker.stopping",
@@ -288,8 +299,8 @@ _LIVES = (
         (
             word(
                 "cause",
-                *("stopped", "signal", "exit", "start_failed", "start_timeout"),
-                meaning="`start_failed`: it said itself why it could not, in `traceback`.",
+                *("stopped", "recycled", "signal", "exit", "start_failed", "start_timeout"),
+                meaning="`recycled`: see `worker.worn`; `start_failed`: it said itself why it could not, in `traceback`.",
             ),
             *_WORKER_END,
             replace(TRACEBACK, type="string|null", required=False),

@@ -111,6 +111,7 @@ IDENTITY: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "process": (frozenset({"pid"}), frozenset()),
     "template": (frozenset({"model", "generation"}), frozenset({"pid"})),
     "worker": (frozenset({"model", "worker", "generation"}), frozenset({"pid"})),
+    "spare": (frozenset({"model"}), frozenset({"pid"})),
 }
 """Which of model, worker, pid and generation an event always has, and which it has where they are known."""
 

@@ -48,6 +48,7 @@ from modelsupervisor.runtime.supervisor import Supervisor
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 DESCRIPTORS_A_SLOT = 5  # listener, two FIFOs, pidfd, channel
+DESCRIPTORS_A_SPARE = 2  # pidfd, channel
 DESCRIPTORS_BESIDE = 64 + 64  # the supervisor's own, operators, templates, births under way
 LAST_FLUSH = 2.0  # seconds that the end of the log is given to be taken
 
@@ -64,6 +65,7 @@ def _policy(model: ModelSettings) -> Policy:
         stable_after=model.stable_after,
         max_failures=model.max_failures,
         retry_failed_after=model.retry_failed_after,
+        spares=model.spares,
     )
 
 
@@ -90,9 +92,9 @@ def _access(settings: Settings) -> Access:
     return Access(settings.supervisor.socket_mode, gid)
 
 
-def _claim_descriptors(slots: int) -> None:
+def _claim_descriptors(slots: int, spares: int) -> None:
     """Raise the soft limit where the slots need it. Raises StartError where the hard limit does not allow them."""
-    needed = slots * DESCRIPTORS_A_SLOT + DESCRIPTORS_BESIDE
+    needed = slots * DESCRIPTORS_A_SLOT + spares * DESCRIPTORS_A_SPARE + DESCRIPTORS_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
@@ -194,7 +196,7 @@ class Session:
         cache = resolve_model_cache(settings.supervisor.model_cache, self._rundir.path)
         plans = plan_models(settings, read_topology("/", allowed), cache)
         slots = sum(model.workers for model in settings.models)
-        _claim_descriptors(slots)
+        _claim_descriptors(slots, sum(max(1, model.spares) for model in settings.models))
         _become_subreaper()
         if settings.supervisor.cpus is not None:
             os.sched_setaffinity(0, settings.supervisor.cpus)

@@ -8,49 +8,34 @@ a worker's death and its successor's birth lies no other work.
 
 from __future__ import annotations
 
-import os
 import signal
 import traceback
 from collections import Counter, deque
 from typing import Any
 
-from modelsupervisor.control import (
-    ControlRequest,
-    LogsArguments,
-    NoArguments,
-    RestartArguments,
-    decode_arguments,
-)
+from modelsupervisor.control import ControlRequest
 from modelsupervisor.core import next_deadline, reduce
 from modelsupervisor.core.actions import (
-    AbandonBirth,
+    AbandonSpare,
     Action,
     Answer,
     Exit,
-    ForkWorker,
+    ForkSpare,
     Note,
+    ReportSpareExit,
     ReportTemplateExit,
-    ReportWorkerExit,
+    SignalSpare,
     SignalTemplate,
-    SignalWorker,
     StartTemplate,
-    TellWorker,
 )
-from modelsupervisor.core.events import (
-    Event,
-    RestartModelRequested,
-    RestartSlotRequested,
-    Started,
-    StopRequested,
-    Tick,
-)
-from modelsupervisor.core.reduce import assert_never
-from modelsupervisor.core.states import Phase, Run, SlotKey, State, TemplateKey, Wanted
-from modelsupervisor.errors import ControlError
+from modelsupervisor.core.events import Event, Started, StopRequested, Tick
+from modelsupervisor.core.states import Phase, Run, SlotKey, State, Wanted
 from modelsupervisor.runtime import processes
+from modelsupervisor.runtime.commands import Commands
 from modelsupervisor.runtime.edge import Edge
 from modelsupervisor.runtime.followers import Followers
 from modelsupervisor.runtime.operators import Operator, Operators
+from modelsupervisor.runtime.orphans import Orphans
 from modelsupervisor.runtime.reactor import Rank, Watch
 from modelsupervisor.runtime.report import Reporter
 from modelsupervisor.runtime.signals import STOP_SIGNALS, Signals
@@ -58,8 +43,6 @@ from modelsupervisor.runtime.streams import Voice
 from modelsupervisor.runtime.templates import Templates
 from modelsupervisor.runtime.workers import Workers
 
-ORPHAN_ROUNDS = 8  # generations of a fork bomb that the end still follows
-ORPHAN_PATIENCE = 1.0  # seconds for one killed process to be gone
 FAULTS_BORNE = 10  # of one descriptor
 LAST_WORDS = 0.2  # seconds at the end for operators that read the log, but not at once
 PROGRESS_STEP = 0.2  # seconds between two looks of the progress line on a terminal
@@ -76,13 +59,10 @@ class Supervisor:
         self._templates = Templates(edge)
         self.workers = Workers(edge, self._templates)
         self._operators: Operators | None = None
-        self._reporter: Reporter | None = None
-        self._waiting: dict[int, tuple[Operator, int | str, str]] = {}
-        self._commands = 0
+        self._commands: Commands | None = None
         self._exit: int | None = None
         self._followers = Followers(edge.journal, edge.settings.supervisor.log_buffer)
-        self._orphans: set[int] = set()
-        self._orphans_due = False
+        self._orphans = Orphans(edge, self.workers, self._templates)
         self._faults: Counter[Watch] = Counter()
 
     def post(self, event: Event) -> None:
@@ -96,7 +76,13 @@ class Supervisor:
     def serve_operators(self, operators: Operators, reporter: Reporter) -> None:
         """Take commands from here on."""
         self._operators = operators
-        self._reporter = reporter
+        parts = (reporter, self._followers, self._templates, self.workers)
+        self._commands = Commands(self._edge, operators, *parts)
+
+    def command(self, operator: Operator, request: ControlRequest) -> None:
+        """Carry out a command of the control socket. Raises ControlError for one that is not."""
+        assert self._commands is not None
+        self._commands.command(operator, request, self._state)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -162,35 +148,23 @@ class Supervisor:
                 self._perform(action)
             if before.slots is not self._state.slots:
                 self._show_refusals(before)
-        if self._orphans_due:
-            self._reap_orphans()
+        self._orphans.reap()
 
     def _perform(self, action: Action) -> None:
         match action:
-            case ForkWorker():
-                self.workers.fork(action)
-            case StartTemplate(key):
-                self._templates.start(key)
-            case TellWorker(slot, generation):
-                self.workers.tell(slot, generation)
-            case SignalWorker(slot, generation, ending):
-                self.workers.signal(slot, generation, ending)
-            case SignalTemplate(key, ending):
-                self._templates.signal(key, ending)
-            case AbandonBirth(slot, generation):
-                self.workers.abandon(slot, generation)
-            case ReportWorkerExit():
-                self.workers.report_exit(action)
-            case ReportTemplateExit():
-                self._templates.report_exit(action)
             case Note():
                 self._note(action)
             case Answer():
-                self._answer(action)
+                assert self._commands is not None
+                self._commands.answer(action, self._state)
             case Exit(code):
                 self._exit = code
+            case StartTemplate() | SignalTemplate() | ReportTemplateExit():
+                self._templates.perform(action)
+            case ForkSpare() | SignalSpare() | AbandonSpare() | ReportSpareExit():
+                self.workers.spares.perform(action)
             case _:
-                assert_never(action)
+                self.workers.perform(action)
 
     # -- words ----------------------------------------------------------------------------------------------------
 
@@ -202,6 +176,10 @@ class Supervisor:
             facts["pid"] = worker.pid if worker is not None else None
             if note.event == "worker.ready":
                 self.workers.recovered(note.slot, dict(note.fields))
+        elif note.spare is not None:
+            key, spares = note.spare, self.workers.spares
+            facts = {"model": key.model, "spare": key.number, "pid": spares.pid_of(key)}
+            facts["start_s"] = spares.started_in(key)
         elif note.template is not None:
             facts["model"] = note.template.model
             facts["pid"] = self._templates.pid_of(note.template)
@@ -246,7 +224,7 @@ class Supervisor:
         for number, count in taken.items():
             name = processes.signal_name(number)
             if number == signal.SIGCHLD:
-                self._orphans_due = True
+                self._orphans.due = True
             elif number == signal.SIGUSR1 and self._edge.outlets.reopen("SIGUSR1"):
                 continue
             elif number in STOP_SIGNALS:
@@ -262,34 +240,9 @@ class Supervisor:
         if hung_up and self._state.run is not Run.STOPPING:
             self.post(StopRequested(self._edge.now(), "SIGHUP"))
 
-    def _reap_orphans(self) -> None:
-        """Reap the unknown dead and report the unknown living that were reparented to us.
-
-        Never a wait for just any child: the statuses of our own belong to their pidfds. While a birth is open, an unknown child
-        may be the newborn, so that nothing unknown is touched until its pid is told.
-        """
-        if self.workers.births_open:
-            return
-        self._orphans_due = False
-        own = self.workers.pids() | self._templates.pids() | self._edge.servants
-        while (found := processes.peek_any_child()) is not None:
-            pid, status = found
-            if pid in own:
-                # Its own descriptor tells of it; what is behind it, after that
-                self._orphans_due = True
-                return
-            processes.reap_pid(pid)
-            self._edge.doomed.discard(pid)
-            if pid in self._orphans:
-                self._orphans.discard(pid)
-                self._edge.journal.emit("info", "orphan.exited", pid=pid, reason=str(status))
-        known = self._orphans | self._edge.doomed
-        for pid in processes.children():
-            stranger = pid not in known and self.workers.is_stranger(pid)
-            if stranger and not processes.is_zombie(pid):
-                self._orphans.add(pid)
-                command = processes.command_of(pid)
-                self._edge.journal.emit("warning", "orphan.adopted", pid=pid, command=command)
+    def end_orphans(self) -> None:
+        """At the very end: what workers left behind goes."""
+        self._orphans.end()
 
     def take_rest(self) -> None:
         """At the very end: what processes that outlived their worker left in the FIFOs, and lines that nobody ended."""
@@ -298,94 +251,3 @@ class Supervisor:
             if voice is not None and place.made:
                 words = [stream.read_what_is_there() for stream in place.streams]
                 self._edge.intake.finish(place.streams, words, voice, lambda: None)
-
-    def end_orphans(self) -> None:
-        """At the very end: whatever still lives below us was left by a worker, and goes, and so do its own children."""
-        for _ in range(ORPHAN_ROUNDS):
-            left = [pid for pid in processes.children() if pid not in self._edge.servants]
-            if not left:
-                return
-            for pid in left:
-                self._end_orphan(pid)
-
-    def _end_orphan(self, pid: int) -> None:
-        command = processes.command_of(pid)
-        expected = pid in self._edge.doomed or processes.is_zombie(pid)
-        pidfd = os.pidfd_open(pid)
-        try:
-            processes.send_signal(pidfd, signal.SIGKILL)
-            if not expected:
-                fields = {"pid": pid, "command": command}
-                self._edge.journal.emit("warning", "orphan.killed", **fields)
-            processes.await_exit(pidfd, ORPHAN_PATIENCE)
-            processes.reap(pidfd)
-        finally:
-            os.close(pidfd)
-
-    # -- operators ------------------------------------------------------------------------------------------------
-
-    def command(self, operator: Operator, request: ControlRequest) -> None:
-        """Carry out a command of the control socket. Raises ControlError for one that is not."""
-        assert self._operators is not None
-        assert self._reporter is not None
-        if request.command == "status":
-            decode_arguments(request, NoArguments)
-            self._operators.reply(operator, request.id, self._reporter.status(self._state))
-        elif request.command == "stop":
-            decode_arguments(request, NoArguments)
-            self._operators.reply(operator, request.id, {"stopping": True})
-            if self._state.run is not Run.STOPPING:
-                self.post(StopRequested(self._edge.now(), "stop command"))
-        elif request.command == "restart":
-            self._restart(operator, request)
-        elif request.command == "logs":
-            self._logs(operator, request)
-        else:
-            known = "logs, restart, status, stop"
-            raise ControlError(
-                "bad_request", f"unknown command {request.command!r}; there are: {known}"
-            )
-
-    def _logs(self, operator: Operator, request: ControlRequest) -> None:
-        assert self._operators is not None
-        asked = decode_arguments(request, LogsArguments)
-        keys = [key for key in self._state.slots if key.model == asked.model]
-        if asked.model is None and asked.index is not None:
-            raise ControlError("bad_request", "logs: an index without a model")
-        if asked.model is not None and not keys:
-            models = ", ".join(sorted({key.model for key in self._state.slots}))
-            raise ControlError("not_found", f"no model {asked.model!r}; there are: {models}")
-        if asked.index is not None and SlotKey(asked.model or "", asked.index) not in keys:
-            raise ControlError(
-                "not_found", f"no worker {asked.model}/{asked.index}; there are {len(keys)}"
-            )
-        self._operators.reply(operator, request.id, {"streaming": True})
-        self._followers.add(self._operators, operator, asked)
-
-    def _restart(self, operator: Operator, request: ControlRequest) -> None:
-        asked = decode_arguments(request, RestartArguments)
-        self._commands += 1
-        self._waiting[self._commands] = (operator, request.id, asked.model)
-        now = self._edge.now()
-        if asked.index is None:
-            self.post(RestartModelRequested(asked.model, self._commands, now))
-        else:
-            key = SlotKey(asked.model, asked.index)
-            self.post(RestartSlotRequested(key, self._commands, now))
-
-    def _answer(self, answer: Answer) -> None:
-        assert self._operators is not None
-        operator, id_, model = self._waiting.pop(answer.command)
-        if not answer.ok:
-            self._operators.fail(operator, id_, answer.code, answer.message)
-            return
-        workers = []
-        for key in answer.keys:
-            worker = self.workers.present(key)
-            if worker is not None:
-                found = {"index": key.index, "generation": worker.generation, "pid": worker.pid}
-                workers.append(found)
-        self._operators.reply(operator, id_, {"model": model, "workers": workers})
-        current = self._state.models[model].current
-        if self._edge.plans[model].model_cache is not None and current is not None:
-            self._templates.sweep(TemplateKey(model, current))  # of what the old workers used

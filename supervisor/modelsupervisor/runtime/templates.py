@@ -19,8 +19,15 @@ from typing import Any
 import modelworker
 
 from modelsupervisor import __version__
-from modelsupervisor.core.actions import Ending, ReportTemplateExit
+from modelsupervisor.core.actions import (
+    Ending,
+    ReportTemplateExit,
+    SignalTemplate,
+    StartTemplate,
+    TemplateAction,
+)
 from modelsupervisor.core.events import TemplateExited, TemplateLoaded
+from modelsupervisor.core.reduce import assert_never
 from modelsupervisor.core.states import TemplateKey
 from modelsupervisor.log.catalogue import known_facts
 from modelsupervisor.runtime import processes
@@ -84,6 +91,18 @@ class Templates:
     def alive(self, key: TemplateKey) -> bool:
         """True until its exit was seen."""
         return key in self._all
+
+    def perform(self, action: TemplateAction) -> None:
+        """Carry out what the core wants of a template."""
+        match action:
+            case StartTemplate(key):
+                self.start(key)
+            case SignalTemplate(key, ending):
+                self.signal(key, ending)
+            case ReportTemplateExit():
+                self.report_exit(action)
+            case _:
+                assert_never(action)
 
     # -- starting -------------------------------------------------------------------------------------------------
 

@@ -14,11 +14,28 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from modelsupervisor.core.actions import Ending, ForkWorker, ReportWorkerExit
+from modelsupervisor.core.actions import (
+    AbandonBirth,
+    Ending,
+    ForkWorker,
+    ReportWorkerExit,
+    SeatSpare,
+    SignalWorker,
+    TellWorker,
+    WorkerAction,
+)
 from modelsupervisor.core.events import BirthFailed, WorkerBorn, WorkerExited, WorkerReady
+from modelsupervisor.core.reduce import assert_never
 from modelsupervisor.core.states import SlotKey, TemplateKey
 from modelsupervisor.runtime import processes
-from modelsupervisor.runtime.board import NOTHING, Board
+from modelsupervisor.runtime.births import (
+    NotOurs,
+    end_unwanted,
+    open_newborn,
+    slot_descriptors,
+    slot_message,
+)
+from modelsupervisor.runtime.board import NOTHING
 from modelsupervisor.runtime.edge import Edge, told_event
 from modelsupervisor.runtime.endings import Corpse, worker_exit_fields
 from modelsupervisor.runtime.messages import (
@@ -28,6 +45,7 @@ from modelsupervisor.runtime.messages import (
     take_messages,
 )
 from modelsupervisor.runtime.reactor import Rank
+from modelsupervisor.runtime.spares import Spares
 from modelsupervisor.runtime.streams import LastLines, Voice
 from modelsupervisor.runtime.templates import Templates
 
@@ -54,12 +72,14 @@ class Workers:
         self._templates = templates
         self._present: dict[SlotKey, Worker] = {}
         self._dead: dict[tuple[SlotKey, int], tuple[Worker, Corpse]] = {}
+        self.spares = Spares(edge, templates)
         templates.on_birth = self._on_template_answer
         templates.on_gone = self._on_template_gone
 
     def pids(self) -> set[int]:
-        """The pids of the living ones."""
-        return {worker.pid for worker in self._present.values() if worker.pid is not None}
+        """The pids of the living ones, spares among them."""
+        present = {worker.pid for worker in self._present.values() if worker.pid is not None}
+        return present | self.spares.pids()
 
     def present(self, key: SlotKey) -> Worker | None:
         """The process, or birth, of a slot."""
@@ -68,7 +88,26 @@ class Workers:
     @property
     def births_open(self) -> bool:
         """A birth is under way whose pid is not known yet: an unknown child may be it."""
-        return any(worker.pid is None for worker in self._present.values())
+        unknown = any(worker.pid is None for worker in self._present.values())
+        return unknown or self.spares.births_open
+
+    def perform(self, action: WorkerAction) -> None:
+        """Carry out what the core wants of a worker."""
+        match action:
+            case ForkWorker():
+                self.fork(action)
+            case SeatSpare():
+                self.seat(action)
+            case TellWorker(key, generation):
+                self.tell(key, generation)
+            case SignalWorker(key, generation, ending):
+                self.signal(key, generation, ending)
+            case AbandonBirth(key, generation):
+                self.abandon(key, generation)
+            case ReportWorkerExit():
+                self.report_exit(action)
+            case _:
+                assert_never(action)
 
     # -- birth ----------------------------------------------------------------------------------------------------
 
@@ -85,47 +124,47 @@ class Workers:
         """Make the descriptors of a birth and send them; False where nothing was sent."""
         if self._present.get(worker.key) is not worker:
             return False  # abandoned while it waited
-        place = self._edge.places[worker.key]
-        handed: list[int] = []
         try:
             worker.channel, theirs = channel_pair()
-            with theirs:
-                handed.extend(place.writing_ends())
-                descriptors = [
-                    theirs.fileno(),
-                    place.listener.fileno(),
-                    *handed,
-                    self._edge.board.fd,
-                ]
-                template.send(self._fork_message(worker), descriptors)
+            with theirs, slot_descriptors(self._edge, worker.key) as descriptors:
+                message = slot_message(self._edge, "fork", worker.key, worker.generation)
+                template.send(message, [theirs.fileno(), *descriptors])
         except OSError as error:
             self._fail_birth(worker, f"cannot ask the template: {error.strerror}")
             return False
-        finally:
-            for descriptor in handed:
-                os.close(descriptor)
         self._edge.reactor.add(
             worker.channel.fileno(), Rank.LIFE, lambda _: self._on_channel(worker)
         )
         return True
 
-    def _fork_message(self, worker: Worker) -> Message:
-        plan = self._edge.plans[worker.key.model]
-        placed = plan.placement.workers[worker.key.index]
-        return {
-            "kind": "fork",
-            "model": worker.key.model,
-            "index": worker.key.index,
-            "generation": worker.generation,
-            "cpus": placed.cpus,
-            "threads": plan.threads,
-            "max_connections": plan.settings.max_connections,
-            "frame_timeout": plan.settings.frame_timeout,
-            "scoreboard_offset": Board.offset(self._edge.places[worker.key].number),
-        }
+    def seat(self, action: SeatSpare) -> None:
+        """Hand a slot to a spare. One that is dead by now is seen to be, like any worker."""
+        spare = self.spares.take(action.spare)
+        worker = Worker(action.key, action.generation, spare.template, self._edge.now())
+        worker.channel, worker.pid, worker.pidfd = spare.channel, spare.pid, spare.pidfd
+        self._present[action.key] = worker
+        self._watch(worker)
+        assert worker.channel is not None
+        try:
+            with slot_descriptors(self._edge, action.key) as descriptors:
+                message = slot_message(self._edge, "seat", action.key, action.generation)
+                worker.channel.send(message, descriptors)
+        except OSError as error:
+            # Dead, and its exit follows; or we could not make the descriptors, and it is of no use
+            self._note(worker, "warning", "worker.deaf", reason=error.strerror)
+            processes.send_signal(worker.pidfd, signal.SIGKILL)
+
+    def _watch(self, worker: Worker) -> None:
+        reactor = self._edge.reactor
+        if worker.channel is not None and not worker.channel.closed:
+            reactor.add(worker.channel.fileno(), Rank.LIFE, lambda _: self._on_channel(worker))
+        reactor.add(worker.pidfd, Rank.LIFE, lambda _: self._on_exit(worker))
 
     def _on_template_answer(self, template: TemplateKey, message: Message) -> None:
         """`forked` or `fork_failed`. An answer for a birth that was given up means a process nobody wants."""
+        if "spare" in message:
+            self.spares.on_template_answer(template, message, self.pids() | self._templates.pids())
+            return
         index, pid = message.get("index"), message.get("pid")
         worker = self._present.get(SlotKey(template.model, index if isinstance(index, int) else -1))
         mine = (
@@ -137,40 +176,26 @@ class Workers:
             if mine and worker is not None:
                 self._adopt(worker, pid)
             elif pid not in self.pids() | self._templates.pids():
-                self._end_unwanted(pid)
+                end_unwanted(pid)
         elif mine and worker is not None and worker.pid is None:
             self._fail_birth(worker, f"the template could not fork: {message.get('error')}")
 
     def _adopt(self, worker: Worker, pid: int) -> None:
-        """Make a child known. Its pid cannot have changed hands: it is our child, and nobody else reaps those.
-
-        That it is one is asked of the kernel: the number is a process's word, and we are going to signal whom it names.
-        """
+        """Make a child known."""
         if worker.pid is not None:
             return
-        if pid in self.pids() | self._templates.pids() or not processes.is_child(pid):
-            self._fail_birth(
-                worker, f"the process that it was said to be, {pid}, is no new child of ours"
-            )
-            return
         try:
-            worker.pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            self._fail_birth(worker, f"its process is gone: {error.strerror}")
+            worker.pidfd = open_newborn(pid, self.pids() | self._templates.pids())
+        except NotOurs as error:
+            self._fail_birth(worker, str(error))
             return
         worker.pid = pid
         self._edge.reactor.add(worker.pidfd, Rank.LIFE, lambda _: self._on_exit(worker))
         self._edge.post(WorkerBorn(worker.key, worker.generation, self._edge.now()))
 
-    @staticmethod
-    def _end_unwanted(pid: int) -> None:
-        if pid in processes.children():
-            pidfd = os.pidfd_open(pid)
-            processes.send_signal(pidfd, signal.SIGKILL)
-            os.close(pidfd)
-
     def _on_template_gone(self, template: TemplateKey) -> None:
         """No answer will come: births whose worker is gone as well have failed; one that lives will say ready itself."""
+        self.spares.on_template_gone(template)
         for worker in list(self._present.values()):
             if worker.template == template and worker.pid is None:
                 if worker.channel is None or worker.channel.closed:

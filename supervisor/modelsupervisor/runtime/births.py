@@ -1,0 +1,69 @@
+"""What the birth of a worker in a slot and that of a spare have in common: words, descriptors, and whom to believe.
+
+A birth is asked of a template, and answered by it with the number of a process. A number is a process's word, and we are going to
+signal whom it names: so it is held against the kernel before anything is done with it. It cannot change hands meanwhile, since it
+is our child, and nobody else reaps those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+from modelsupervisor.core.states import SlotKey
+from modelsupervisor.runtime import processes
+from modelsupervisor.runtime.board import Board
+from modelsupervisor.runtime.edge import Edge
+from modelsupervisor.runtime.messages import Message
+
+
+class NotOurs(Exception):
+    """A process that was said to be a newborn of ours is none; the text says what it is instead."""
+
+
+def slot_message(edge: Edge, kind: str, key: SlotKey, generation: int) -> Message:
+    """`fork` or `seat`: all that a worker has to know of its slot."""
+    plan = edge.plans[key.model]
+    return {
+        "kind": kind,
+        "model": key.model,
+        "index": key.index,
+        "generation": generation,
+        "cpus": plan.placement.workers[key.index].cpus,
+        "threads": plan.threads,
+        "max_connections": plan.settings.max_connections,
+        "frame_timeout": plan.settings.frame_timeout,
+        "scoreboard_offset": Board.offset(edge.places[key].number),
+    }
+
+
+@contextlib.contextmanager
+def slot_descriptors(edge: Edge, key: SlotKey) -> Iterator[list[int]]:
+    """The listener, fresh writing ends of both FIFOs, and the scoreboard, for as long as they are being sent. Raises OSError."""
+    place = edge.places[key]
+    out, err = place.writing_ends()
+    try:
+        yield [place.listener.fileno(), out, err, edge.board.fd]
+    finally:
+        os.close(out)
+        os.close(err)
+
+
+def open_newborn(pid: int, taken: set[int]) -> int:
+    """A pidfd of the child that a birth is said to have brought; `taken` are those we know already. Raises NotOurs."""
+    if pid in taken or not processes.is_child(pid):
+        raise NotOurs(f"the process that it was said to be, {pid}, is no new child of ours")
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise NotOurs(f"its process is gone: {error.strerror}") from None
+
+
+def end_unwanted(pid: int) -> None:
+    """A birth that was given up came after all: nobody wants the process."""
+    if pid in processes.children():
+        pidfd = os.pidfd_open(pid)
+        processes.send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
