@@ -54,6 +54,7 @@ class Birth(NamedTuple):
             settings=ServeSettings(
                 max_connections=message["max_connections"],
                 frame_timeout=message["frame_timeout"],
+                max_requests=message["max_requests"] or 0,
             ),
             scoreboard_offset=message["scoreboard_offset"],
             listener=listener,

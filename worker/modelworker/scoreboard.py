@@ -72,8 +72,8 @@ class Record:
                 at += CELL_SIZE
         self._words[0] = sequence
 
-    def end(self, answered: int) -> None:
-        """Note that the replies are handed over: idle, and `answered` requests more."""
+    def end(self, answered: int) -> int:
+        """Note that the replies are handed over: idle, and `answered` requests more. Returns how many those are in all."""
         sequence = self._sequence = self._sequence + 2
         requests = self._requests = self._requests + answered
         words = self._words
@@ -82,6 +82,7 @@ class Record:
         self._count[0] = 0
         words[2] = requests
         words[0] = sequence
+        return requests
 
 
 class Reading(NamedTuple):

@@ -51,10 +51,14 @@ _NOBODY_THERE = (errno.EAGAIN, errno.EINTR, errno.ECONNABORTED)
 
 
 class ServeSettings(NamedTuple):
-    """`frame_timeout`: for how many seconds half a frame, or a stalled reader, is borne."""
+    """`frame_timeout`: for how many seconds half a frame, or a stalled reader, is borne.
+
+    `max_requests`: after how many answered requests to tell the supervisor that this worker may be replaced; 0 for never.
+    """
 
     max_connections: int
     frame_timeout: float
+    max_requests: int = 0
 
 
 class _Peer(Connection):
@@ -121,6 +125,7 @@ class _Worker:
         self._listening = False
         self._accept_again = 0.0  # when to listen again after a pause, 0.0 for no pause
         self._pid = os.getpid()
+        self._worn_at = settings.max_requests
 
     def run(self) -> bool:
         """Serve until the stop message. Raises ChannelClosed when the supervisor is gone."""
@@ -367,7 +372,10 @@ class _Worker:
         self._record.begin([request[0] for request in requests], now)
         reply = answer(model.handle, model.context, requests, self._channel.event)
         self._send(peer, reply)
-        self._record.end(len(requests))
+        answered = self._record.end(len(requests))
+        if self._worn_at and answered >= self._worn_at:
+            self._worn_at *= 2  # said again then, should this be lost
+            self._channel.send("worn")
         metrics = model.context.end_batch()
         if metrics is not None:
             self._print(metrics)

@@ -35,6 +35,7 @@ def slot_message(edge: Edge, kind: str, key: SlotKey, generation: int) -> Messag
         "threads": plan.threads,
         "max_connections": plan.settings.max_connections,
         "frame_timeout": plan.settings.frame_timeout,
+        "max_requests": plan.settings.max_requests,
         "scoreboard_offset": Board.offset(edge.places[key].number),
     }
 

@@ -31,7 +31,8 @@ class Corpse:
 def cause_of(action: ReportWorkerExit, corpse: Corpse) -> str:
     """One word for why a worker is gone.
 
-    stopped (as asked, by its own exit or, past its deadline, by a signal of ours) · start_timeout · start_failed (it said so
+    stopped (as asked, by its own exit or, past its deadline, by a signal of ours) · recycled (the same, because it was worn) ·
+    start_timeout · start_failed (it said so
     itself) · spawn_failed (there never was a process) · signal · exit
     """
     if not action.spawned:
@@ -41,13 +42,15 @@ def cause_of(action: ReportWorkerExit, corpse: Corpse) -> str:
     if corpse.complaint is not None:
         return "start_failed"
     if action.asked:
-        return "stopped"
+        return "stopped" if action.worn is None else "recycled"
     return "signal" if corpse.status.signal is not None else "exit"
 
 
 def reason_of(action: ReportWorkerExit, corpse: Corpse) -> str:
     """The sentence that whoever is woken reads first."""
     reason = action.reason
+    if action.worn is not None:
+        reason = f"replaced for its {action.worn.value}; {reason}"
     complaint = corpse.complaint
     if complaint is not None:
         reason = f"could not start: {complaint.get('error')}"

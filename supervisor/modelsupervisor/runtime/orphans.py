@@ -50,7 +50,7 @@ class Orphans:
                 self._edge.journal.emit("info", "orphan.exited", pid=pid, reason=str(status))
         known = self._known | self._edge.doomed
         for pid in processes.children():
-            stranger = pid not in known and self._workers.is_stranger(pid)
+            stranger = pid not in known and self._workers.kinship.is_stranger(pid)
             if stranger and not processes.is_zombie(pid):
                 self._known.add(pid)
                 command = processes.command_of(pid)

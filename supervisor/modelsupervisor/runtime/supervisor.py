@@ -41,6 +41,7 @@ from modelsupervisor.runtime.report import Reporter
 from modelsupervisor.runtime.signals import STOP_SIGNALS, Signals
 from modelsupervisor.runtime.streams import Voice
 from modelsupervisor.runtime.templates import Templates
+from modelsupervisor.runtime.wear import MemoryWatch
 from modelsupervisor.runtime.workers import Workers
 
 FAULTS_BORNE = 10  # of one descriptor
@@ -62,6 +63,7 @@ class Supervisor:
         self._commands: Commands | None = None
         self._exit: int | None = None
         self._followers = Followers(edge.journal, edge.settings.supervisor.log_buffer)
+        self._memory = MemoryWatch(edge, self.workers)
         self._orphans = Orphans(edge, self.workers, self._templates)
         self._faults: Counter[Watch] = Counter()
 
@@ -123,7 +125,11 @@ class Supervisor:
 
     def _timeout(self) -> float | None:
         deadline = next_deadline(self._state)
-        due = (deadline, self._edge.intake.deadline(), self._edge.outlets.deadline())
+        edge = self._edge
+        due = (
+            *(deadline, edge.intake.deadline(), edge.outlets.deadline()),
+            self._memory.deadline(),
+        )
         soonest = min((each for each in due if each is not None), default=None)
         timeout = None if soonest is None else soonest - self._edge.now()
         if self._state.run is Run.STARTING and self._show_progress():
@@ -138,6 +144,8 @@ class Supervisor:
         now = self._edge.now()
         self._edge.outlets.tick(now)
         self._edge.intake.tick(now)
+        self._memory.tick(now)
+        self._settle()
 
     def _settle(self) -> None:
         """Answer every queued event, and what its effects bring, in order."""

@@ -24,9 +24,15 @@ from modelsupervisor.core.actions import (
     TellWorker,
     WorkerAction,
 )
-from modelsupervisor.core.events import BirthFailed, WorkerBorn, WorkerExited, WorkerReady
+from modelsupervisor.core.events import (
+    BirthFailed,
+    WorkerBorn,
+    WorkerExited,
+    WorkerReady,
+    WorkerWorn,
+)
 from modelsupervisor.core.reduce import assert_never
-from modelsupervisor.core.states import SlotKey, TemplateKey
+from modelsupervisor.core.states import SlotKey, TemplateKey, Wear
 from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.births import (
     NotOurs,
@@ -38,6 +44,7 @@ from modelsupervisor.runtime.births import (
 from modelsupervisor.runtime.board import NOTHING
 from modelsupervisor.runtime.edge import Edge, told_event
 from modelsupervisor.runtime.endings import Corpse, worker_exit_fields
+from modelsupervisor.runtime.kinship import Kinship
 from modelsupervisor.runtime.messages import (
     Message,
     SupervisorEnd,
@@ -73,6 +80,7 @@ class Workers:
         self._present: dict[SlotKey, Worker] = {}
         self._dead: dict[tuple[SlotKey, int], tuple[Worker, Corpse]] = {}
         self.spares = Spares(edge, templates)
+        self.kinship = Kinship(edge, templates, self.pids)
         templates.on_birth = self._on_template_answer
         templates.on_gone = self._on_template_gone
 
@@ -238,6 +246,8 @@ class Workers:
             told_event(self._edge, message, **self._identity(worker))
         elif kind == "start_failed":
             worker.complaint = message
+        elif kind == "worn":
+            self._worn(worker)
         elif kind == "ready":
             facts = message.get("facts")
             pid = facts.get("pid") if isinstance(facts, dict) else None
@@ -246,6 +256,15 @@ class Workers:
             self._edge.post(WorkerReady(worker.key, worker.generation, self._edge.now()))
         else:
             self._note(worker, "warning", "worker.bad_message", reason=f"unknown kind {kind!r}")
+
+    def _worn(self, worker: Worker) -> None:
+        """It says that it has answered as much as it may; how much that is, the scoreboard says."""
+        number = self._edge.places[worker.key].number
+        answered = self._edge.board.read(number, worker.generation).requests
+        limit = self._edge.plans[worker.key.model].settings.max_requests
+        reason = f"{answered} requests answered, max_requests {limit}"
+        now = self._edge.now()
+        self._edge.post(WorkerWorn(worker.key, worker.generation, now, Wear.REQUESTS, reason))
 
     def voice(self, key: SlotKey, generation: int) -> Voice | None:
         """Whose output comes out of a slot's FIFOs now: the process there, or the last that was (`generation`).
@@ -306,7 +325,7 @@ class Workers:
         place = self._edge.places[worker.key]
         words = tuple(stream.read_what_is_there() for stream in place.streams)
         reading = self._edge.board.read(place.number, worker.generation)
-        helpers = processes.kill_session(worker.pid) if self._strangers() else []
+        helpers = processes.kill_session(worker.pid) if self.kinship.strangers() else []
         if helpers:  # they may have written between the reading and the killing
             more = (stream.read_what_is_there() for stream in place.streams)
             words = tuple(a + b for a, b in zip(words, more, strict=True))
@@ -341,22 +360,6 @@ class Workers:
                 "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
                 **facts,
             }
-
-    def _strangers(self) -> bool:
-        """True where we have a child that is none of ours, or cannot know: only then a dead worker can have left processes.
-
-        What it left became our child when it died, a child subreaper that we are, or hangs below one that did. Looking at our
-        children takes a tenth of the time of looking at every process of the machine.
-        """
-        children = processes.children()
-        return not children or any(self.is_stranger(pid) for pid in children)
-
-    def is_stranger(self, pid: int) -> bool:
-        """True for a child that is no worker, no template, and no heir: those wait in the session of their template."""
-        templates = self._templates.pids()
-        if pid in self.pids() or pid in templates or pid in self._edge.servants:
-            return False
-        return processes.session_of(pid) not in templates
 
     def _close_channel(self, worker: Worker) -> None:
         if worker.channel is not None and not worker.channel.closed:
