@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from modelsupervisor import __version__
+from modelsupervisor.config import ModelSettings
 from modelsupervisor.core.states import Slot, State
 from modelsupervisor.log.render import json_text
 from modelsupervisor.runtime.board import NOTHING
@@ -64,11 +65,24 @@ class Reporter:
                         for key, slot in sorted(state.slots.items())
                         if key.model == model.name
                     ],
+                    **self._spares(state, model),
                 }
                 for model in self._edge.settings.models
             ],
             "log": {"events": self._edge.journal.seq, "sinks": self._edge.outlets.report()},
         }
+
+    def _spares(self, state: State, model: ModelSettings) -> dict[str, Any]:
+        """Those of a model that keeps some, or has one born for a worn worker; nothing for any other."""
+        here = [spare for key, spare in state.spares.items() if key.model == model.name]
+        if not model.spares and not here:
+            return {}
+        pids = {spare.key: self._workers.spares.pid_of(spare.key) for spare in here}
+        shown = [
+            {"number": spare.key.number, "phase": spare.phase.value, "pid": pids[spare.key]}
+            for spare in here
+        ]
+        return {"spares_wanted": model.spares, "spares": shown}
 
     def _worker(self, slot: Slot) -> dict[str, Any]:
         plan = self._edge.plans[slot.key.model]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +54,12 @@ class SpareProcess:
 
 
 class Spares:
-    """All spare processes by key, until they are seated or gone."""
+    """All spare processes by key, until they are seated or gone. `taken` tells the pids that are somebody of ours already."""
 
-    def __init__(self, edge: Edge, templates: Templates) -> None:
+    def __init__(self, edge: Edge, templates: Templates, taken: Callable[[], set[int]]) -> None:
         self._edge = edge
         self._templates = templates
+        self._taken = taken
         self._all: dict[SpareKey, SpareProcess] = {}
         self._dead: dict[SpareKey, SpareProcess] = {}
 
@@ -130,8 +132,8 @@ class Spares:
         self._edge.reactor.add(spare.channel.fileno(), Rank.LIFE, lambda _: self._on_channel(spare))
         return True
 
-    def on_template_answer(self, template: TemplateKey, message: Message, taken: set[int]) -> None:
-        """`forked` or `fork_failed` for a spare; `taken` are the pids that are somebody already."""
+    def on_template_answer(self, template: TemplateKey, message: Message) -> None:
+        """`forked` or `fork_failed` for a spare."""
         number, pid = message.get("spare"), message.get("pid")
         key = SpareKey(template.model, number if isinstance(number, int) else -1)
         spare = self._all.get(key)
@@ -139,15 +141,15 @@ class Spares:
             return
         if message["kind"] == "forked" and isinstance(pid, int):
             if spare is not None:
-                self._adopt(spare, pid, taken)
-            elif pid not in taken:
+                self._adopt(spare, pid)
+            elif pid not in self._taken():
                 end_unwanted(pid)
         elif spare is not None:
             self._fail_birth(spare, f"the template could not fork: {message.get('error')}")
 
-    def _adopt(self, spare: SpareProcess, pid: int, taken: set[int]) -> None:
+    def _adopt(self, spare: SpareProcess, pid: int) -> None:
         try:
-            spare.pidfd = open_newborn(pid, taken)
+            spare.pidfd = open_newborn(pid, self._taken())
         except NotOurs as error:
             self._fail_birth(spare, str(error))
             return
@@ -183,6 +185,11 @@ class Spares:
     def _on_message(self, spare: SpareProcess, message: Message) -> None:
         kind = message["kind"]
         if kind == "parked":
+            facts = message.get("facts")
+            pid = facts.get("pid") if isinstance(facts, dict) else None
+            # It is often faster than its template, which tells of it too
+            if spare.pid is None and isinstance(pid, int) and pid in processes.children():
+                self._adopt(spare, pid)
             self._edge.post(SpareParked(spare.key, self._edge.now()))
         elif kind == "start_failed":
             spare.complaint = message

@@ -79,7 +79,7 @@ class Workers:
         self._templates = templates
         self._present: dict[SlotKey, Worker] = {}
         self._dead: dict[tuple[SlotKey, int], tuple[Worker, Corpse]] = {}
-        self.spares = Spares(edge, templates)
+        self.spares = Spares(edge, templates, lambda: self.pids() | templates.pids())
         self.kinship = Kinship(edge, templates, self.pids)
         templates.on_birth = self._on_template_answer
         templates.on_gone = self._on_template_gone
@@ -171,7 +171,7 @@ class Workers:
     def _on_template_answer(self, template: TemplateKey, message: Message) -> None:
         """`forked` or `fork_failed`. An answer for a birth that was given up means a process nobody wants."""
         if "spare" in message:
-            self.spares.on_template_answer(template, message, self.pids() | self._templates.pids())
+            self.spares.on_template_answer(template, message)
             return
         index, pid = message.get("index"), message.get("pid")
         worker = self._present.get(SlotKey(template.model, index if isinstance(index, int) else -1))

@@ -18,6 +18,8 @@ import sys
 import threading
 import time
 
+_HELD = []  # memory that is never given back
+
 
 def _meet(fault, context=None):
     """Carry out one fault."""
@@ -67,6 +69,8 @@ def _meet(fault, context=None):
         return json.dumps(_facts())
     elif name == "metrics":
         _record(context.metrics)
+    elif name == "hold":
+        _HELD.append(b"\1" * fault["bytes"])
     elif name == "wait_for_file":
         _wait_for_file(fault["path"])
     return None
