@@ -18,6 +18,8 @@ import sys
 import time
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from modelworker.channel import Channel
+
 _UNITS = {
     "ms": "Milliseconds",
     "s": "Seconds",
@@ -200,3 +202,12 @@ def print_metrics(store: Optional[MetricsStore]) -> None:
     if store is not None and store.store:
         sys.stdout.write("".join(f"[METRICS]{metric}\n" for metric in store.store))
         sys.stdout.flush()
+
+
+def print_or_tell(store: MetricsStore, channel: Channel) -> None:
+    """Print what the handler recorded; a broken stdout or value is told, and not the worker's end."""
+    try:
+        print_metrics(store)
+    except Exception as error:  # noqa: BLE001 - anything can be in a metric, and the batch is answered
+        said = f"{type(error).__name__}: {error}"
+        channel.event("warning", "metrics.lost", error=said)

@@ -11,11 +11,14 @@ import ctypes
 import os
 import resource
 import signal
+import socket
+import struct
 import sys
 import time
-from typing import Iterable, List, NoReturn, Optional
+from typing import Iterable, List, NoReturn, Optional, Tuple
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
+_PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _IOLBF = 1  # setvbuf(3), glibc and musl alike
 _PROT_READ_WRITE = 0x1 | 0x2  # mmap(2)
 _MAP_SHARED = 0x1
@@ -163,6 +166,13 @@ def flush_output() -> None:
         ctypes.CDLL(None).fflush(None)
     except (OSError, AttributeError):
         return
+
+
+def peer_credentials(sock: socket.socket) -> Tuple[int, int]:
+    """The pid and uid at the other end of a unix socket, when it connected."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+    pid, uid, _ = _PEER_CREDENTIALS.unpack(raw)
+    return pid, uid
 
 
 def leave(leaving: SystemExit) -> NoReturn:

@@ -23,14 +23,13 @@ import errno
 import os
 import select
 import socket
-import struct
 import time
 from typing import Dict, NamedTuple, Optional
 
 from modelworker.channel import Channel, ChannelClosed
 from modelworker.loader import LoadedModel
-from modelworker.metrics import MetricsStore, print_metrics
-from modelworker.process import leave
+from modelworker.metrics import print_or_tell
+from modelworker.process import leave, peer_credentials
 from modelworker.respond import answer
 from modelworker.scoreboard import Record
 from modelworker.session import Connection, Session
@@ -46,7 +45,6 @@ MAX_EVENTS = 64  # by default epoll.poll allocates room for 1,023 at each call
 IDLE_BORNE = 1.0  # seconds that a full worker lets a connection idle while another waits
 FULL_PAUSE = 0.1  # seconds until a full worker whose connections are all in use looks again
 ACCEPT_PAUSE = 1.0  # seconds without accepting after EMFILE and its like, so as not to spin
-_PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _NOBODY_THERE = (errno.EAGAIN, errno.EINTR, errno.ECONNABORTED)
 
 
@@ -301,9 +299,7 @@ class _Worker:
 
     def _tell(self, event: str, peer: _Peer, **facts: object) -> None:
         """Send a warning about a peer, naming its process and user."""
-        size = _PEER_CREDENTIALS.size
-        raw = peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        pid, uid, _ = _PEER_CREDENTIALS.unpack(raw)
+        pid, uid = peer_credentials(peer.sock)
         self._channel.event("warning", event, peer_pid=pid, peer_uid=uid, **facts)
 
     def _send(self, peer: _Peer, reply: bytes) -> None:
@@ -378,15 +374,7 @@ class _Worker:
             self._channel.send("worn")
         metrics = model.context.end_batch()
         if metrics is not None:
-            self._print(metrics)
-
-    def _print(self, metrics: MetricsStore) -> None:
-        """Print what the handler recorded; a broken stdout or value is not the worker's end."""
-        try:
-            print_metrics(metrics)
-        except Exception as error:  # noqa: BLE001 - anything can be in a metric, and the batch is answered
-            said = f"{type(error).__name__}: {error}"
-            self._channel.event("warning", "metrics.lost", error=said)
+            print_or_tell(metrics, self._channel)
 
     def _answer_load(self, command: LoadCommand) -> bytes:
         """Answer `L`: this worker serves what it serves, said as MMS's front end needs it."""

@@ -92,8 +92,10 @@ def _access(settings: Settings) -> Access:
     return Access(settings.supervisor.socket_mode, gid)
 
 
-def _claim_descriptors(slots: int, spares: int) -> None:
+def _claim_descriptors(settings: Settings) -> None:
     """Raise the soft limit where the slots need it. Raises StartError where the hard limit does not allow them."""
+    slots = sum(model.workers for model in settings.models)
+    spares = sum(max(1, model.spares) for model in settings.models)
     needed = slots * DESCRIPTORS_A_SLOT + spares * DESCRIPTORS_A_SPARE + DESCRIPTORS_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -195,8 +197,7 @@ class Session:
         allowed = tuple(sorted(os.sched_getaffinity(0)))
         cache = resolve_model_cache(settings.supervisor.model_cache, self._rundir.path)
         plans = plan_models(settings, read_topology("/", allowed), cache)
-        slots = sum(model.workers for model in settings.models)
-        _claim_descriptors(slots, sum(max(1, model.spares) for model in settings.models))
+        _claim_descriptors(settings)
         _become_subreaper()
         if settings.supervisor.cpus is not None:
             os.sched_setaffinity(0, settings.supervisor.cpus)
