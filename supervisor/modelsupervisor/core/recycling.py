@@ -49,8 +49,11 @@ def _is_over(slot: Slot) -> bool:
 
 
 def _begin(step: Step, model: Model) -> Model:
-    for slot in step.slots_of(model.name):
-        if slot.worn is not None and slot.phase is Phase.READY:
+    # After every event: so all that is usual, a slot that is not worn, costs one look and no key.
+    for slot in step.slots.values():
+        if slot.worn is None or slot.key.model != model.name:
+            continue
+        if slot.phase is Phase.READY:
             model = replace(model, recycling=slot.key.index)
             step.put(model)
             break

@@ -48,10 +48,8 @@ class Orphans:
             if pid in self._known:
                 self._known.discard(pid)
                 self._edge.journal.emit("info", "orphan.exited", pid=pid, reason=str(status))
-        known = self._known | self._edge.doomed
-        for pid in processes.children():
-            stranger = pid not in known and self._workers.kinship.is_stranger(pid)
-            if stranger and not processes.is_zombie(pid):
+        for pid in self._workers.kinship.among(processes.children()):
+            if pid not in self._known and not processes.is_zombie(pid):
                 self._known.add(pid)
                 command = processes.command_of(pid)
                 self._edge.journal.emit("warning", "orphan.adopted", pid=pid, command=command)

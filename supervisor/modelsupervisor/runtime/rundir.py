@@ -322,11 +322,8 @@ class RunDirectory:
 
     def close(self) -> list[str]:
         """Remove everything that we made and let the lock go; returns the names that turned out to be somebody else's."""
-        foreign = []
-        for name in list(self._made):
-            exists = name in os.listdir(self._fd)
-            if not self.remove(name) and exists:
-                foreign.append(name)
+        there = set(os.listdir(self._fd)) if self._made else set()
+        foreign = [name for name in list(self._made) if not self.remove(name) and name in there]
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

@@ -261,8 +261,8 @@ class Session:
         for number, key in enumerate(sorted(state.slots)):
             self._places[key] = Place(key, number, self._rundir, self._reactor, self._intake)
         endings = ("sock", "stdout", "stderr")
-        needed = [place.name(ending) for place in self._places.values() for ending in endings]
-        self._sweep([*needed, files.CONTROL, files.SCOREBOARD, files.ASIDE])
+        needed = {place.name(ending) for place in self._places.values() for ending in endings}
+        self._sweep(needed | {files.CONTROL, files.SCOREBOARD, files.ASIDE})
         supervisor = Supervisor(edge, state, self._signals)
         self._supervisor = supervisor
         self._board.make()
@@ -280,7 +280,7 @@ class Session:
         )
         return supervisor
 
-    def _sweep(self, needed: list[str]) -> None:
+    def _sweep(self, needed: set[str]) -> None:
         def is_ours(name: str) -> bool:
             stem, dot, ending = name.rpartition(".")
             formed = dot and ending in ("sock", "stdout", "stderr")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import traceback
 from collections import Counter, deque
+from itertools import zip_longest
 from typing import Any
 
 from modelsupervisor.control import ControlRequest
@@ -66,6 +67,8 @@ class Supervisor:
         self._memory = MemoryWatch(edge, self.workers)
         self._orphans = Orphans(edge, self.workers, self._templates)
         self._faults: Counter[Watch] = Counter()
+        self._timed: State | None = None  # the state that `_deadline` is of
+        self._deadline: float | None = None
 
     def post(self, event: Event) -> None:
         """Queue an event for the core."""
@@ -123,8 +126,14 @@ class Supervisor:
                 self._edge.reactor.remove(watch.fd)
         self._settle()  # what was queued behind a fault
 
+    def _next_deadline(self) -> float | None:
+        """The core's; looked for once a state, since a loop that reads output turns often and every slot is looked at."""
+        if self._timed is not self._state:
+            self._timed, self._deadline = self._state, next_deadline(self._state)
+        return self._deadline
+
     def _timeout(self) -> float | None:
-        deadline = next_deadline(self._state)
+        deadline = self._next_deadline()
         edge = self._edge
         due = (
             *(deadline, edge.intake.deadline(), edge.outlets.deadline()),
@@ -137,7 +146,7 @@ class Supervisor:
         return timeout
 
     def _tick(self) -> None:
-        deadline = next_deadline(self._state)
+        deadline = self._next_deadline()
         if deadline is not None and deadline <= self._edge.now():
             self.post(Tick(self._edge.now()))
             self._settle()
@@ -219,10 +228,11 @@ class Supervisor:
         self._followers.end(self._edge.now, LAST_WORDS)
 
     def _show_refusals(self, before: State) -> None:
-        for key, slot in self._state.slots.items():
-            if slot is not before.slots.get(key):
-                refusing = slot.phase is Phase.FAILED or slot.wanted is Wanted.DOWN
-                self._edge.places[key].refuse(refusing)
+        # Slots are compared in their order, which a step keeps; one that had only changed its place would be told what it knows.
+        pairs = zip_longest(self._state.slots.values(), before.slots.values())
+        for slot in [new for new, old in pairs if new is not old and new is not None]:
+            refusing = slot.phase is Phase.FAILED or slot.wanted is Wanted.DOWN
+            self._edge.places[slot.key].refuse(refusing)
 
     # -- signals and orphans --------------------------------------------------------------------------------------
 
