@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
+from unit.spare_soundness import unsound_spares
+
 from modelsupervisor.core import actions as act
 from modelsupervisor.core import events as ev
 from modelsupervisor.core import initial_state, next_deadline, reduce
@@ -19,11 +21,14 @@ from modelsupervisor.core.states import (
     Run,
     Slot,
     SlotKey,
+    Spare,
+    SpareKey,
     State,
     Template,
     TemplateKey,
     TemplatePhase,
     Wanted,
+    Wear,
 )
 
 A = TypeVar("A", bound=act.Action)
@@ -49,7 +54,8 @@ def notes(actions: Iterable[act.Action]) -> list[str]:
 
 def effects(actions: Iterable[act.Action]) -> list[act.Action]:
     """What is done to processes, without reports, notes and answers."""
-    words = (act.Note, act.ReportWorkerExit, act.ReportTemplateExit, act.Answer)
+    reports = (act.ReportWorkerExit, act.ReportTemplateExit, act.ReportSpareExit)
+    words = (act.Note, act.Answer, *reports)
     return [action for action in actions if not isinstance(action, words)]
 
 
@@ -113,6 +119,10 @@ class History:
     def template(self, generation: int, model: str = "m") -> Template | None:
         """A template, or None where it is gone."""
         return self.state.templates.get(TemplateKey(model, generation))
+
+    def spare(self, number: int = 1, model: str = "m") -> Spare | None:
+        """A spare, or None where it is gone or was seated."""
+        return self.state.spares.get(SpareKey(model, number))
 
     @property
     def due(self) -> float | None:
@@ -190,6 +200,34 @@ class History:
             )
         )
 
+    def worn(
+        self,
+        index: int = 0,
+        generation: int | None = None,
+        wear: Wear = Wear.REQUESTS,
+        model: str = "m",
+    ) -> Actions:
+        """A worker is found to be worn."""
+        key = SlotKey(model, index)
+        generation = generation or self.slot(index, model).generation
+        return self.feed(ev.WorkerWorn(key, generation, self.now, wear, "1,000 requests"))
+
+    def spare_born(self, number: int = 1, model: str = "m") -> Actions:
+        """The birth of a spare succeeded."""
+        return self.feed(ev.SpareBorn(SpareKey(model, number), self.now))
+
+    def parked(self, number: int = 1, model: str = "m") -> Actions:
+        """A spare says that it lacks nothing but a slot."""
+        return self.feed(ev.SpareParked(SpareKey(model, number), self.now))
+
+    def park(self, number: int = 1, model: str = "m") -> Actions:
+        """The birth of a spare succeeded, and it lacks nothing but a slot, at once."""
+        return self.spare_born(number, model) + self.parked(number, model)
+
+    def spare_exited(self, number: int = 1, model: str = "m", *, spawned: bool = True) -> Actions:
+        """A spare is gone, or never was."""
+        return self.feed(ev.SpareExited(SpareKey(model, number), self.now, "signal 9", spawned))
+
     def stop(self) -> Actions:
         """TERM."""
         return self.feed(ev.StopRequested(self.now, "SIGTERM"))
@@ -219,7 +257,7 @@ def unsound(state: State) -> str | None:
             return f"{model.name}: {problem}"
     if state.run is Run.STOPPING and (state.stop_deadline is None) == (state.lost_deadline is None):
         return "a stop has one deadline"
-    return None
+    return unsound_spares(state)
 
 
 def _unsound_slot(state: State, slot: Slot) -> str | None:

@@ -2,18 +2,19 @@
 
 A state is put together from one slot, what is there of its model's template, the run and a restart. `reduce` must answer all of
 them with all events without raising, as a function, and without touching its input. From those that are sound in themselves it
-must come to a state that is sound again, and a stop must end.
+must come to a state that is sound again, and a stop must end. `test_core_exhaustive_spares` has the tables of spares.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple, get_args
 
 import pytest
 from unit.history import unsound
+from unit.spare_soundness import check_spares
 
 from modelsupervisor.core import actions as act
 from modelsupervisor.core import events as ev
@@ -27,13 +28,15 @@ from modelsupervisor.core.states import (
     Run,
     Slot,
     SlotKey,
+    SpareKey,
     State,
     Template,
     TemplateKey,
     TemplatePhase,
     Wanted,
+    Wear,
 )
-from support.schema import check_words
+from support.notes import check_note
 
 NOW = 1000.0
 PAST, SOON = NOW - 1.0, NOW + 5.0
@@ -183,6 +186,10 @@ EVENTS: tuple[ev.Event, ...] = (
     ev.WorkerExited(KEY, 3, NOW, "died", in_hand=1),
     ev.WorkerExited(KEY, 3, NOW, "died", answered=4),
     ev.WorkerExited(KEY, 3, NOW, "died", declined=True),
+    *(ev.WorkerWorn(KEY, g, NOW, Wear.MEMORY, "300 MiB") for g in (2, 3)),
+    ev.SpareBorn(SpareKey("m", 6), NOW),
+    ev.SpareParked(SpareKey("m", 6), NOW),
+    ev.SpareExited(SpareKey("m", 6), NOW, "died"),
     ev.RestartModelRequested("m", 5, NOW),
     ev.RestartModelRequested("?", 6, NOW),
     ev.RestartSlotRequested(KEY, 7, NOW),
@@ -246,19 +253,24 @@ def test_every_state_answers_every_event(run: Run, exits: bool) -> None:
     """No cell of the table raises, lies about its input, or leads from a sound state to an unsound one."""
     sound_phases = set()
     for state in states(run, exits=exits):
-        sound = unsound(state) is None
-        if sound:
+        if answers(state, EVENTS):
             sound_phases |= {slot.phase for slot in state.slots.values()}
-        for event in EVENTS:
-            then, actions = reduce(state, event)
-            if run is Run.DONE:
-                assert (then, actions) == (state, ())
-            if not sound:
-                continue
-            problem = unsound(then)
-            assert problem is None, f"{problem}\nafter {event}\nin {state}"
-            check_answer(state, event, then, actions)
     assert sound_phases == SOUND_PHASES[run]
+
+
+def answers(state: State, events: Iterable[ev.Event]) -> bool:
+    """Ask for the answer to each event, and say whether the state is a sound one."""
+    sound = unsound(state) is None
+    for event in events:
+        then, actions = reduce(state, event)
+        if state.run is Run.DONE:
+            assert (then, actions) == (state, ())
+        if not sound:
+            continue
+        problem = unsound(then)
+        assert problem is None, f"{problem}\nafter {event}\nin {state}"
+        check_answer(state, event, then, actions)
+    return sound
 
 
 def check_answer(
@@ -266,10 +278,11 @@ def check_answer(
 ) -> None:
     """What holds for any single answer from a sound state."""
     stopping = then.run in (Run.STOPPING, Run.DONE) and state.run in (Run.STOPPING, Run.DONE)
-    births = [a for a in actions if isinstance(a, (act.ForkWorker, act.StartTemplate))]
+    beginnings = (act.ForkWorker, act.SeatSpare, act.ForkSpare, act.StartTemplate)
+    births = [a for a in actions if isinstance(a, beginnings)]
     assert not (stopping and births), "something is born in a stop"
     for key, slot in state.slots.items():
-        forks = [a for a in births if isinstance(a, act.ForkWorker) and a.key == key]
+        forks = [a for a in births if isinstance(a, beginnings[:2]) and a.key == key]
         reports = [a for a in actions if isinstance(a, act.ReportWorkerExit) and a.key == key]
         assert len(forks) <= 1
         if forks and slot.live:
@@ -280,7 +293,8 @@ def check_answer(
         assert due is None or due > event.now, "a deadline in the past twice running"
     for note in actions:
         if isinstance(note, act.Note):
-            check_words(note.level, note.event, dict(note.fields))
+            check_note(note)
+    check_spares(state, then, actions)
     answers = [a.command for a in actions if isinstance(a, act.Answer)]
     assert len(answers) == len(set(answers))
     if isinstance(event, (ev.RestartModelRequested, ev.RestartSlotRequested)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from modelsupervisor.core import slots, spares, templates
+from modelsupervisor.core import slots, templates
 from modelsupervisor.core.actions import Answer
 from modelsupervisor.core.events import RestartModelRequested, RestartSlotRequested
 from modelsupervisor.core.states import (
@@ -56,7 +56,6 @@ def model_requested(step: Step, event: RestartModelRequested) -> None:
         if present is not None:
             templates.retire(step, present)
         key = templates.start(step, model.name)
-        spares.outdate(step, model.name, key.generation)
     everyone = tuple(range(model.policy.workers))
     restart = Restart(event.command, pending=everyone, template=key.generation)
     step.put(replace(step.models[model.name], restart=restart))

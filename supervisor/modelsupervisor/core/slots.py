@@ -162,10 +162,12 @@ def ready(step: Step, event: WorkerReady) -> None:
     took = event.now - slot.births[-1] if slot.births else 0.0
     step.slot_note("info", "worker.ready", slot, start_s=round(took, 4))
     model = step.models[slot.key.model]
+    if slot.seated:
+        model = replace(model, spare_failures=0)
     if model.policy.spares or model.recycling is not None:
         later = max(step.now + SPARE_PAUSE, model.spare_at or step.now)
-        failures = 0 if slot.seated else model.spare_failures
-        step.put(replace(model, spare_at=later, spare_failures=failures))
+        model = replace(model, spare_at=later)
+    step.put(model)
 
 
 def exited(step: Step, event: WorkerExited) -> None:
@@ -281,6 +283,10 @@ def drain(step: Step, slot: Slot, patience: float = 0.0) -> None:
         step.slot_note("info", "worker.stopping", slot)
     elif slot.phase is Phase.STARTING:
         terminate(step, slot)
+    elif slot.phase is Phase.DRAINING and slot.deadline is not None:
+        # Told before, by somebody more patient.
+        patience = max(patience, step.models[slot.key.model].policy.stop_timeout)
+        step.put(replace(slot, deadline=min(slot.deadline, step.now + patience)))
     elif not slot.live:
         step.put(replace(slot, phase=Phase.EMPTY, deadline=None))
 

@@ -91,6 +91,8 @@ def born(step: Step, event: SpareBorn) -> None:
         step.put(replace(template, forked_at=step.now))
     if spare.phase is SparePhase.STOPPING:
         kill(step, spare)
+    elif spare.phase is SparePhase.PARKED:
+        slots.settle_waiting(step, spare.key.model)
 
 
 def parked(step: Step, event: SpareParked) -> None:
@@ -133,7 +135,7 @@ def _count(step: Step, spare: Spare, event: SpareExited) -> float:
     """
     model = step.models[spare.key.model]
     policy = model.policy
-    template = step.current_template(model.name)
+    template = step.templates.get(TemplateKey(model.name, spare.template))
     template_serves = template is not None and template.phase is TemplatePhase.READY
     stable = spare.parked_at is not None and step.now - spare.parked_at >= policy.stable_after
     if spare.key.number <= model.spare_floor or not (event.spawned or template_serves):
@@ -189,22 +191,30 @@ def kill(step: Step, spare: Spare, blame: Blame | None = None) -> None:
 
 def tick(step: Step, spare: Spare) -> None:
     """Carry out what a spare's deadlines ask for at this time."""
-    if spare.birth_deadline is not None and spare.birth_deadline <= step.now:
-        template = step.templates.get(TemplateKey(spare.key.model, spare.template))
-        later = slots.turn_comes(step, template)
-        if later is not None:
-            step.put(replace(spare, birth_deadline=later))
-        else:
-            slots.give_up_template(step, template)
-            _abandon(step, spare, "the template did not fork in time")
-        return
-    if spare.deadline is None or spare.deadline > step.now:
-        return
-    if spare.born:
-        blame = Blame.START_TIMEOUT if spare.phase is SparePhase.STARTING else None
-        kill(step, spare, blame)
-    else:
+    overdue = _passed(step, spare.deadline)
+    if not spare.born and (overdue or _passed(step, spare.birth_deadline)):
+        _late_birth(step, spare, overdue=overdue)
+    elif overdue:
+        kill(step, spare, Blame.START_TIMEOUT if spare.phase is SparePhase.STARTING else None)
+
+
+def _passed(step: Step, deadline: float | None) -> bool:
+    return deadline is not None and deadline <= step.now
+
+
+def _late_birth(step: Step, spare: Spare, *, overdue: bool) -> None:
+    """Its turn is still to come, or it is forgotten; a template that bears nobody else meanwhile is hung."""
+    if spare.phase is SparePhase.STOPPING:
         _abandon(step, spare, "the birth did not come to an end in time")
+        return
+    template = step.templates.get(TemplateKey(spare.key.model, spare.template))
+    later = slots.turn_comes(step, template)
+    if later is not None and not overdue:
+        step.put(replace(spare, birth_deadline=later))
+        return
+    if later is None:
+        slots.give_up_template(step, template)
+    _abandon(step, spare, "the template did not fork in time")
 
 
 def _abandon(step: Step, spare: Spare, reason: str) -> None:

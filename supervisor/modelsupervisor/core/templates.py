@@ -83,9 +83,10 @@ def loaded(step: Step, event: TemplateLoaded) -> None:
             model, current=event.key.generation, candidate=None, retry_at=None, failed=False
         )
         step.put(model)
-        spares.outdate(step, model.name, event.key.generation)
         if present is not None:
             retire(step, present)
+    if model.restart is not None and model.restart.template == event.key.generation:
+        spares.outdate(step, model.name, event.key.generation)
     slots.settle_waiting(step, model.name)
 
 
