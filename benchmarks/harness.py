@@ -25,6 +25,7 @@ from modelworker.wire import Parameter, PredictResponse, Request, ResponseReader
 
 from modelsupervisor.control import ControlConnection
 from modelsupervisor.errors import NotRunningError
+from modelsupervisor.paging import whole_status
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 60.0  # seconds for anything that is waited for
@@ -80,8 +81,7 @@ class Running:
 
     def _status(self) -> dict[str, Any]:
         with ControlConnection.open(str(self.run_dir)) as control:
-            status: dict[str, Any] = control.call("status", timeout=LIMIT)
-        return status
+            return whole_status(control, timeout=LIMIT)
 
     def worker(self, model: str, index: int = 0) -> dict[str, Any]:
         """One worker of the status report."""

@@ -104,8 +104,19 @@ class LogsArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     follow: bool = False
 
 
+class StatusArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`status`: of everything, of a model, or of one worker, from the `offset`-th worker of that on.
+
+    One answer has room for some hundred workers; where there are more, it says as `next` with which offset to ask on.
+    """
+
+    model: str | None = None
+    index: int | None = None
+    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
 class NoArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`status` and `stop` take none."""
+    """`stop` takes none."""
 
 
 class LineBuffer:

@@ -253,10 +253,10 @@ class Instance:
     def status(self) -> dict[str, Any]:
         """The status JSON, over the control socket."""
         from modelsupervisor.control import ControlConnection
+        from modelsupervisor.paging import whole_status
 
         with ControlConnection.open(str(self.run_dir)) as control:
-            result: dict[str, Any] = control.call("status", timeout=LIMIT)
-            return result
+            return whole_status(control, timeout=LIMIT)
 
     def worker(self, model: str = "echo", index: int = 0) -> dict[str, Any]:
         """One worker of the status JSON."""

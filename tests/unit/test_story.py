@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from datetime import datetime, timedelta, timezone
@@ -288,9 +289,9 @@ class Answers:
     def __exit__(self, *exc: object) -> None:
         """Nothing is open."""
 
-    def call(self, command: str) -> dict[str, Any]:
+    def call(self, command: str, *_: object) -> dict[str, Any]:
         assert command == "status"
-        return self.status
+        return copy.deepcopy(self.status)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ rich is imported only where a table is drawn.
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -137,15 +138,21 @@ def read_status(result: object) -> Status:
         ) from None
 
 
+Named = tuple[str, WorkerStatus]
+"""A worker with its name, MODEL/N."""
+
+
 def status_view(status: Status, width: int) -> RenderableType:
     """The whole status for a terminal of `width` columns.
 
-    One row a worker, in the supervisor's order. Where the table has no room for how the previous
+    One row a worker, in the supervisor's order; of very many an overview. Where the table has no room for how the previous
     processes ended, that follows below it: a terminal of 80 columns shows all numbers uncut. Below
     it too: every sink of the log that is in trouble, or misses events.
     """
     from rich.console import Group
     from rich.text import Text
+
+    from modelsupervisor.cli.overview import MOST_ROWS, overview
 
     workers = [
         (f"{model.name}/{each.index}", each) for model in status.models for each in model.workers
@@ -153,16 +160,21 @@ def status_view(status: Status, width: int) -> RenderableType:
     headline = Text(headline_words(status.supervisor), style="bold")
     notes = [Text(words, style="yellow") for words in map(sink_words, status.log.sinks) if words]
     wide = width >= _WIDE
+    if len(workers) > MOST_ROWS:
+        parts = overview(status.models, workers, wide=wide)
+        return Group(headline, "", *parts, *([""] if notes else []), *notes)
     if not wide:
         notes[:0] = [
             Text(f"last exit of {name}: {exit_words(worker.last_exit)}")
             for name, worker in workers
             if worker.last_exit is not None
         ]
-    return Group(headline, "", _table(workers, with_exits=wide), *([""] if notes else []), *notes)
+    table = worker_table(workers, with_exits=wide)
+    return Group(headline, "", table, *([""] if notes else []), *notes)
 
 
-def _table(workers: list[tuple[str, WorkerStatus]], *, with_exits: bool) -> Table:
+def worker_table(workers: Sequence[Named], *, with_exits: bool) -> Table:
+    """One row a worker."""
     from rich.table import Table
     from rich.text import Text
 

@@ -10,6 +10,7 @@ import msgspec
 
 from modelsupervisor.cli import say
 from modelsupervisor.cli.instance import (
+    connect,
     find_instance,
     instance_options,
     named_by,
@@ -20,6 +21,7 @@ from modelsupervisor.cli.terminal import on_terminal
 from modelsupervisor.control import NOT_FOUND, ControlConnection
 from modelsupervisor.errors import EXIT_OK, ControlError
 from modelsupervisor.log.harmless import harmless_json
+from modelsupervisor.paging import patient_status, whole_status
 
 
 @click.command()
@@ -39,12 +41,16 @@ def status(target: str | None, config: str | None, run_dir: str | None, as_json:
     """
     asked = None if target is None else parse_target(target)
     instance = find_instance(config, run_dir)
-    with ControlConnection.open(instance.run_dir) as control:
-        result = control.call("status")
-    require_same_file(instance, result)
     if asked is not None:
-        _tell(result, asked, as_json, named_by(config, run_dir))
-    elif as_json or not on_terminal():
+        with connect(instance) as control:
+            _tell(
+                whole_status(control, asked.arguments()), asked, as_json, named_by(config, run_dir)
+            )
+        return EXIT_OK
+    with ControlConnection.open(instance.run_dir) as control:
+        result = patient_status(control)
+    require_same_file(instance, result)
+    if as_json or not on_terminal():
         _say_json(result)
     else:
         _draw(result)

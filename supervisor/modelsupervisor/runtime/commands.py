@@ -11,6 +11,7 @@ from modelsupervisor.control import (
     LogsArguments,
     NoArguments,
     RestartArguments,
+    StatusArguments,
     decode_arguments,
 )
 from modelsupervisor.core.actions import Answer
@@ -53,8 +54,10 @@ class Commands:
     def command(self, operator: Operator, request: ControlRequest, state: State) -> None:
         """Carry out a command. Raises ControlError for one that is not."""
         if request.command == "status":
-            decode_arguments(request, NoArguments)
-            self._operators.reply(operator, request.id, self._reporter.status(state))
+            asked = decode_arguments(request, StatusArguments)
+            keys = _named(state, "status", asked.model, asked.index)
+            report = self._reporter.status(state, keys, asked.offset)
+            self._operators.reply(operator, request.id, report)
         elif request.command == "stop":
             decode_arguments(request, NoArguments)
             self._operators.reply(operator, request.id, {"stopping": True})
@@ -72,16 +75,7 @@ class Commands:
 
     def _logs(self, operator: Operator, request: ControlRequest, state: State) -> None:
         asked = decode_arguments(request, LogsArguments)
-        keys = [key for key in state.slots if key.model == asked.model]
-        if asked.model is None and asked.index is not None:
-            raise ControlError("bad_request", "logs: an index without a model")
-        if asked.model is not None and not keys:
-            models = ", ".join(sorted({key.model for key in state.slots}))
-            raise ControlError("not_found", f"no model {asked.model!r}; there are: {models}")
-        if asked.index is not None and SlotKey(asked.model or "", asked.index) not in keys:
-            raise ControlError(
-                "not_found", f"no worker {asked.model}/{asked.index}; there are {len(keys)}"
-            )
+        _named(state, "logs", asked.model, asked.index)
         self._operators.reply(operator, request.id, {"streaming": True})
         self._followers.add(self._operators, operator, asked)
 
@@ -112,3 +106,19 @@ class Commands:
         current = state.models[model].current
         if self._edge.plans[model].model_cache is not None and current is not None:
             self._templates.sweep(TemplateKey(model, current))  # of what the old workers used
+
+
+def _named(state: State, command: str, model: str | None, index: int | None) -> list[SlotKey]:
+    """The slots that a command names: all, those of a model, or one. Raises ControlError where there are none."""
+    if model is None:
+        if index is not None:
+            raise ControlError("bad_request", f"{command}: an index without a model")
+        return list(state.slots)
+    keys = [key for key in state.slots if key.model == model]
+    if not keys:
+        models = ", ".join(sorted({key.model for key in state.slots}))
+        raise ControlError("not_found", f"no model {model!r}; there are: {models}")
+    chosen = [key for key in keys if index is None or key.index == index]
+    if not chosen:
+        raise ControlError("not_found", f"no worker {model}/{index}; there are {len(keys)}")
+    return chosen

@@ -216,8 +216,8 @@ class Outlets:
 
     # -- looking --------------------------------------------------------------------------------------------------
 
-    def report(self) -> list[dict[str, Any]]:
-        """Every sink as `status` shows it: its state and, by stream, what became of its events."""
+    def report(self, shown: Callable[[str | None], bool]) -> list[dict[str, Any]]:
+        """Every sink as `status` shows it: its state and, by stream that is `shown`, what became of its events."""
         return [
             {
                 "name": outlet.name,
@@ -233,7 +233,7 @@ class Outlets:
                     }
                     for source, tally in outlet.buffer.tallies.items()
                     # Of a follower only what it missed or still waits for: sixty of them have to fit into one answer.
-                    if outlet in self._ports or tally.dropped or tally.buffered
+                    if (outlet in self._ports or tally.dropped or tally.buffered) and shown(source)
                 },
             }
             for outlet in self._journal.outlets

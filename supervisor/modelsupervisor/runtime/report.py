@@ -1,54 +1,46 @@
-"""`status`: the whole state as the one JSON object that the command line, dashboards and tests read.
+"""`status`: the state as the one JSON object that the command line, dashboards and tests read.
 
-PSS costs the kernel 4–5 ms a process with a large model [measured], so that a reading is kept for PSS_KEPT seconds, and none is
-ever made on the restart path. The memory figures come by psutil and are for people; no decision rests on them.
+An answer tells of at most PAGE workers, and of more of them says where the `next` begins: so no answer holds up the loop for longer
+than some milliseconds, and none outgrows a line of the protocol, however many workers there are and however they died.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
-
-import psutil
 
 from modelsupervisor import __version__
 from modelsupervisor.config import ModelSettings
-from modelsupervisor.core.states import Slot, State
+from modelsupervisor.core.states import Slot, SlotKey, State
 from modelsupervisor.log.render import json_text
 from modelsupervisor.runtime.board import NOTHING
 from modelsupervisor.runtime.edge import Edge
-from modelsupervisor.runtime.workers import Workers
+from modelsupervisor.runtime.memory import Living, MemoryReadings, read_rss
+from modelsupervisor.runtime.workers import Worker, Workers
 
-PSS_KEPT = 10.0
+PAGE = 128  # workers: 2 ms of the loop [measured]
 # Bytes of all last lines and tracebacks: a quarter of what an answer may have (control.MAX_LINE)
 STORIES = 256 * 1024
 LEAST_TEXT = 60  # characters of anything that is shown at all
 
 
-@dataclass(frozen=True)
-class _Memory:
-    at: float
-    rss: int | None
-    pss: int | None
-
-
 class Reporter:
-    """Builds status reports; keeps the last PSS of each process."""
+    """Builds status reports."""
 
     def __init__(self, edge: Edge, workers: Workers, run_dir: str, begun: float) -> None:
         self._edge = edge
         self._workers = workers
         self._run_dir = run_dir
         self._begun = begun
-        self._memory: dict[int, _Memory] = {}
-        ends = 2 * sum(model.workers for model in edge.settings.models)
-        self._room = STORIES // max(1, ends)
+        self._memory = MemoryReadings()
 
-    def status(self, state: State) -> dict[str, Any]:
-        """The result of the control command `status`."""
-        living = self._workers.pids()
-        self._memory = {pid: seen for pid, seen in self._memory.items() if pid in living}
-        return {
+    def status(self, state: State, keys: Sequence[SlotKey], offset: int) -> dict[str, Any]:
+        """The result of the control command `status`: of these slots, those from `offset` on that one answer has room for."""
+        page = keys[offset : offset + PAGE]
+        self._look_at_memory(page)
+        room = STORIES // max(1, 2 * len(page))
+        report: dict[str, Any] = {
             "supervisor": {
                 "pid": self._edge.pid,
                 "version": __version__,
@@ -58,19 +50,18 @@ class Reporter:
             },
             "models": [
                 {
-                    "name": model.name,
-                    "workers_wanted": model.workers,
-                    "workers": [
-                        self._worker(slot)
-                        for key, slot in sorted(state.slots.items())
-                        if key.model == model.name
-                    ],
-                    **self._spares(state, model),
+                    "name": name,
+                    "workers_wanted": self._edge.plans[name].settings.workers,
+                    "workers": [self._worker(state.slots[key], room) for key in group],
+                    **self._spares(state, self._edge.plans[name].settings),
                 }
-                for model in self._edge.settings.models
+                for name, group in groupby(page, lambda key: key.model)
             ],
-            "log": {"events": self._edge.journal.seq, "sinks": self._edge.outlets.report()},
+            "log": {"events": self._edge.journal.seq, "sinks": self._sinks(page, offset)},
         }
+        if offset + PAGE < len(keys):
+            report["next"] = offset + PAGE
+        return report
 
     def _spares(self, state: State, model: ModelSettings) -> dict[str, Any]:
         """Those of a model that keeps some, or has one born for a worn worker; nothing for any other."""
@@ -84,50 +75,57 @@ class Reporter:
         ]
         return {"spares_wanted": model.spares, "spares": shown}
 
-    def _worker(self, slot: Slot) -> dict[str, Any]:
+    def _look_at_memory(self, page: Sequence[SlotKey]) -> None:
+        found = (self._workers.present(key) for key in page)
+        self._memory.refresh(
+            Living(each.key, each.generation, each.pid)
+            for each in found
+            if each is not None and each.pid is not None
+        )
+
+    def _sinks(self, page: Sequence[SlotKey], offset: int) -> list[dict[str, Any]]:
+        """The sinks' accounts of the streams of these slots; on the first page of all that is no slot's, too."""
+        names = {str(key) for key in page}
+
+        def shown(source: str | None) -> bool:
+            name = (source or "").partition(" ")[0]
+            return name in names if "/" in name else offset == 0
+
+        return self._edge.outlets.report(shown)
+
+    def _worker(self, slot: Slot, room: int) -> dict[str, Any]:
         plan = self._edge.plans[slot.key.model]
         placed = plan.placement.workers[slot.key.index]
         place = self._edge.places[slot.key]
         worker = self._workers.present(slot.key)
-        pid = worker.pid if worker is not None else None
         reading = NOTHING
         if worker is not None:
             reading = self._edge.board.read(place.number, worker.generation)
-        memory = self._memory_of(pid)
         return {
             "index": slot.key.index,
             "wanted": slot.wanted.value,
             "phase": slot.phase.value,
-            "pid": pid,
+            "pid": worker.pid if worker is not None else None,
             "generation": slot.generation,
             "cpus": list(placed.cpus) if placed.cpus is not None else None,
             "threads": plan.threads,
             "preload": plan.settings.preload,
-            "rss_bytes": memory.rss,
-            "pss_bytes": memory.pss,
+            **self._memory_of(worker),
             "requests": place.answered_before + reading.requests,
             "restarts": place.restarts,
-            "last_exit": _within(self._room, place.last_exit),
-            "last_crash": _within(self._room, place.last_crash),
+            "last_exit": _within(room, place.last_exit),
+            "last_crash": _within(room, place.last_crash),
             "output": {stream.name: stream.report() for stream in place.streams},
             "socket": place.path("sock"),
             "stdout": place.path("stdout"),
             "stderr": place.path("stderr"),
         }
 
-    def _memory_of(self, pid: int | None) -> _Memory:
-        if pid is None:
-            return _Memory(0.0, None, None)
-        now = self._edge.now()
-        seen = self._memory.get(pid)
-        if seen is None or now - seen.at > PSS_KEPT:
-            try:
-                full = psutil.Process(pid).memory_full_info()
-                seen = _Memory(now, int(full.rss), int(full.pss))
-            except (psutil.Error, OSError):
-                seen = _Memory(now, None, None)
-            self._memory[pid] = seen
-        return seen
+    def _memory_of(self, worker: Worker | None) -> dict[str, int | None]:
+        if worker is None or worker.pid is None:
+            return {"rss_bytes": None, "pss_bytes": None}
+        pss = self._memory.pss(worker.key, worker.generation)
+        return {"rss_bytes": read_rss(worker.pid), "pss_bytes": pss}
 
 
 def _within(room: int, told: dict[str, Any] | None) -> dict[str, Any] | None:
