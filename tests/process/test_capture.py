@@ -233,14 +233,19 @@ def test_any_stream_comes_out_of_the_log_as_it_went_in(
 
 @contextmanager
 def slow_reader(copy: Path) -> Iterator[int]:
-    """A pipe whose reader takes some 16 MB a second and keeps them; gives the writing end."""
+    """A pipe whose reader takes some 16 MB a second and writes them down at the end; gives the writing end.
+
+    At the end, since a disk that is busy for a quarter of a second would make it a reader that takes nothing.
+    """
     reading, writing = os.pipe()
 
     def read() -> None:
-        with open(reading, "rb", buffering=0) as pipe, copy.open("wb") as file:
+        taken = bytearray()
+        with open(reading, "rb", buffering=0) as pipe:
             while chunk := pipe.read(65536):
-                file.write(chunk)
+                taken += chunk
                 time.sleep(0.004)  # its pace
+        copy.write_bytes(taken)
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
