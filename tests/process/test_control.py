@@ -316,6 +316,7 @@ def test_the_shape_of_status(echo: Instance) -> None:
                 "generation",
                 "cpus",
                 "threads",
+                "gpu",
                 "preload",
                 "rss_bytes",
             ),

@@ -499,6 +499,16 @@ def test_table_has_a_row_for_each_worker() -> None:
     ]
 
 
+def test_table_has_gpus_where_there_are_any() -> None:
+    """A column of its own; a worker without one has a dash."""
+    first, second = STATUS["models"][0]["workers"]
+    model = {"name": "m", "workers": [{**first, "gpu": 7}, second]}
+    lines = [line.split() for line in drawn({"supervisor": {}, "models": [model]}, 200)[2:]]
+    assert lines[0][8:11] == ["requests", "restarts", "gpu"]
+    assert lines[1][10:13] == ["1234", "2", "7"]
+    assert lines[2][-2] == "–"
+
+
 def test_table_fits_80_columns_uncut() -> None:
     """Large numbers, the longest phase and a long name: nothing is cut; exits follow the table."""
     row = STATUS["models"][0]["workers"][0]

@@ -53,7 +53,7 @@ HANDLER = "expected module:function or module, of a file in the model's folder"
 
 VARIABLE = "not the name of an environment variable; expected env.NAME of letters, digits and _"
 KEYS = (
-    "expected one of path, handler, workers, cpus, threads, preload, batch_size, startup_timeout, "
+    "expected one of path, handler, workers, cpus, threads, preload, python, gpus, allow_load, batch_size, startup_timeout, "
     "stop_timeout, stable_after, max_failures, retry_failed_after, max_connections, frame_timeout, "
     "max_line, warmup, max_archive_size, env.NAME"
 )
@@ -81,7 +81,7 @@ BAD_MODEL_LINES = [
     ("cpus = 3-1", f"the range 3-1 runs backwards; {CPUS}"),
     ("cpus = 0-2,2", f"a CPU is named twice; {CPUS}"),
     ("cpus = 0-999999", f"no machine has a CPU 999999; {CPUS}"),
-    ("preload = import", "expected model"),
+    ("preload = all", "expected one of model, import, none"),
     ("startup_timeout = 120", f"the unit is missing; {DURATION}"),
     ("startup_timeout = 0s", f"zero is not allowed here; {POSITIVE}"),
     ("startup_timeout = 0.0ms", f"zero is not allowed here; {POSITIVE}"),

@@ -97,6 +97,25 @@ def test_versions_of_what_is_imported(old_numpy: Path) -> None:
     assert second == {"python": python, "numpy": "1.25"}
 
 
+def test_mxnet_is_seeded_at_the_end_of_its_import(tmp_path: Path) -> None:
+    """Before whoever imports it goes on, so that seeds of the handler's own stand; once, and with another number each time."""
+    package = tmp_path / "mxnet"
+    package.mkdir()
+    (package / "__init__.py").write_text("seeds = []\nfrom mxnet import random\n")
+    (package / "random.py").write_text(
+        "def seed(n):\n    import mxnet\n    mxnet.seeds.append(n)\n"
+    )
+    code = (
+        "frameworks.seed_mxnet_when_imported()\nframeworks.seed_mxnet_when_imported()\n"
+        "import mxnet\nfirst = list(mxnet.seeds)\nframeworks.seed_mxnet_when_imported()\n"
+        "print(json.dumps([first, mxnet.seeds]))"
+    )
+    drawn = [run(code, tmp_path) for _ in range(2)]
+    assert [len(first) for first, _ in drawn] == [1, 1]
+    assert all(first == after for first, after in drawn)
+    assert drawn[0] != drawn[1]
+
+
 def test_reseeding() -> None:
     """Forked siblings draw numbers of their own, from `random` and from NumPy."""
     pytest.importorskip("numpy")

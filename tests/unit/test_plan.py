@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,46 @@ def test_the_environment_is_the_one_that_start_gives(loaded: Callable[..., Setti
     assert set(environment) - set(os.environ) == set(found)
 
 
+def test_gpus_have_a_column_and_their_reasons(
+    loaded: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Round robin over the workers; what the template is shown, among what the environment allows; the operator's order stays."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9,4,7")
+    keys = "workers = 3\npreload = import\ngpus = 7,4"
+    settings = loaded(keys, "[model:b]\nMODEL")
+    report = plan_report(settings, flat_topology((0, 1)))
+    lines = plan_lines(report)
+    table = [line.split() for line in lines[2:7]]
+    assert table[0] == ["worker", "cpus", "threads", "gpu"]
+    assert [row[-1] for row in table[1:]] == ["7", "4", "7", "–"]
+    found = variables(report)
+    assert found["CUDA_DEVICE_ORDER"] == ("PCI_BUS_ID", "plan")
+    assert found["CUDA_VISIBLE_DEVICES"] == ("7,4", "plan")
+    reasons = {each["name"]: each["reason"] for each in report["models"][0]["environment"]}
+    assert reasons["CUDA_VISIBLE_DEVICES"].endswith(
+        "Chosen among 9,4,7, which the environment has."
+    )
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    plan = planning.plan_models(settings, flat_topology((0, 1)))["a"]
+    assert plan.environment["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+
+
+def test_the_interpreter_of_each_model(
+    loaded: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path, its version, and what of the environment it does not get."""
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    report = plan_report(
+        loaded("", f"[model:b]\nMODELpython = {sys.executable}\npreload = none"),
+        flat_topology((0,)),
+    )
+    version = ".".join(map(str, sys.version_info[:3]))
+    assert " ".join(section(plan_lines(report), "Interpreters")) == (
+        f"a: {sys.executable}, Python {version}, preload = model. "
+        f"b: {sys.executable}, Python {version}, preload = none; without PYTHONPATH of the environment."
+    )
+
+
 def test_as_json(written: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     """One object, with the CPUs of this process and each worker's."""
     file = written("workers = 2")
@@ -146,7 +187,7 @@ def test_as_json(written: Callable[..., Path], capsys: pytest.CaptureFixture[str
     assert [worker["index"] for worker in model["workers"]] == [0, 1]
     assert all(set(each["cpus"]) <= set(told["machine"]["used"]) for each in model["workers"])
     assert told["fifos"]["count"] == 4
-    assert set(model["workers"][0]) == {"index", "cpus", "threads", "reason"}
+    assert set(model["workers"][0]) == {"index", "cpus", "threads", "gpu", "reason"}
 
 
 def test_on_paper(written: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,5 @@
-"""The start of a template, by file path: `python …/modelworker/__main__.py --supervisor PID --channel FD`.
+"""The start of a template, by file path: `python …/modelworker/__main__.py --supervisor PID --channel FD`; or, with
+`--worker MODEL/N`, of a worker that is an interpreter of its own (`executed`).
 
 The supervisor runs this file with the model's own interpreter. Were the folder above it put on that interpreter's import path,
 everything installed beside modelworker would join the model's environment; so the package is loaded from its place under its own
@@ -31,6 +32,8 @@ def _load_package() -> None:
 
 if __name__ == "__main__":
     _load_package()
-    from modelworker.template import main
-
+    if "--worker" in sys.argv:
+        from modelworker.executed import main
+    else:
+        from modelworker.template import main
     main(sys.argv[1:])

@@ -1,7 +1,8 @@
 """From heir to READY: what a worker does to itself, in order, once it has its slot and before it serves.
 
-There are two parts. `take_slot` is about the slot: output, CPUs, scoreboard. `readiness.make_ready` is about the model, and needs
-no slot: a *spare* does that part first, says `parked`, and takes the other one when the supervisor has a slot for it (`seat`).
+There are two parts. `take_slot` is about the slot: output, CPUs, GPU, scoreboard. `readiness.make_ready` is about the model, and
+needs no slot: a *spare* does that part first, says `parked`, and takes the other one when the supervisor has a slot for it
+(`seat`). With `preload = none` an heir executes a new interpreter before either, and comes back here from `executed`.
 
 The order is the safety. An heir is the supervisor's child and has its death signal set before it is told of a slot (`heir`), so
 that no code of the model ever runs without it. Standard output goes to the slot's FIFOs before anything can print. Foreign
@@ -17,12 +18,14 @@ import traceback
 from functools import partial
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, NoReturn, Optional, Sequence
 
-from modelworker import loader, process
+from modelworker import process
+from modelworker.assignment import Assignment, execute
 from modelworker.channel import Channel, ChannelClosed, tail
-from modelworker.readiness import Inheritance, make_ready
+from modelworker.readiness import Inheritance, Ready, make_ready
 from modelworker.scoreboard import RECORD_SIZE, Record
 from modelworker.serve import ServeSettings, serve
 
+GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
 START_FAILED = 1  # the exit code of a worker that said why it could not start
 
 
@@ -34,6 +37,7 @@ class Birth(NamedTuple):
     generation: int
     cpus: Optional[List[int]]
     threads: int
+    gpu: Optional[int]  # the one GPU that it is shown, by the number that the machine has for it
     settings: ServeSettings
     scoreboard_offset: int
     listener: int
@@ -51,10 +55,12 @@ class Birth(NamedTuple):
             generation=message["generation"],
             cpus=message["cpus"],
             threads=message["threads"],
+            gpu=message["gpu"],
             settings=ServeSettings(
                 max_connections=message["max_connections"],
                 frame_timeout=message["frame_timeout"],
                 max_requests=message["max_requests"] or 0,
+                allow_load=message["allow_load"],
             ),
             scoreboard_offset=message["scoreboard_offset"],
             listener=listener,
@@ -98,7 +104,11 @@ def become(
     try:
         channel = Channel(socket.socket(fileno=descriptors[0]))
         try:
-            os.setsid()
+            if os.getsid(0) != os.getpid():
+                os.setsid()
+            close_all_but(frozenset((0, 1, 2, *descriptors)) | inheritance.kept)
+            if inheritance.interpreter is not None:
+                _execute(message, descriptors, inheritance, inheritance.interpreter)
             if "spare" in message:
                 begin = _park(channel, message, inheritance, freshly_seeded)
             else:
@@ -117,6 +127,16 @@ def become(
         os._exit(code)
 
 
+def _execute(
+    message: Dict[str, Any], descriptors: Sequence[int], inheritance: Inheritance, interpreter: str
+) -> NoReturn:
+    """Become a new interpreter, which goes on in `become`; what it and its libraries look at as they start is there before."""
+    if "spare" not in message:
+        _enter(Birth.from_message(message, descriptors[1:]))
+    supervisor, spec, kept = inheritance.supervisor, inheritance.spec, inheritance.kept
+    execute(interpreter, Assignment(supervisor, spec, message, list(descriptors), sorted(kept)))
+
+
 def _begin(
     channel: Channel,
     message: Dict[str, Any],
@@ -126,10 +146,9 @@ def _begin(
 ) -> Callable[[], int]:
     """Take the slot first, so that what the model prints is the slot's output; returns what serves."""
     birth = Birth.from_message(message, descriptors[1:])
-    close_all_but(frozenset((0, 1, 2, *descriptors)) | inheritance.kept)
     slot = take_slot(birth, inheritance, channel)
-    model = make_ready(inheritance, birth.threads, freshly_seeded)
-    return partial(_serve, model, slot, birth)
+    ready = make_ready(inheritance, birth.threads, freshly_seeded)
+    return partial(_serve, ready, slot, birth)
 
 
 def _park(
@@ -139,9 +158,8 @@ def _park(
 
     What it prints meanwhile is the template's output. Its CPUs are those of the whole model until it has a slot.
     """
-    close_all_but(frozenset((0, 1, 2, channel.fileno())) | inheritance.kept)
     process.set_title("modelsupervisor: spare of %s" % message["model"])
-    model = make_ready(inheritance, message["threads"], freshly_seeded)
+    ready = make_ready(inheritance, message["threads"], freshly_seeded)
     process.flush_output()
     channel.send("parked", facts={"pid": os.getpid()})
     try:
@@ -151,23 +169,21 @@ def _park(
     if order is None or order["kind"] != "seat":
         return None
     birth = Birth.from_message(order, descriptors)
-    return partial(_serve, model, take_slot(birth, inheritance, channel), birth)
+    return partial(_serve, ready, take_slot(birth, inheritance, channel), birth)
 
 
-def _serve(model: loader.LoadedModel, slot: Slot, birth: Birth) -> int:
+def _serve(ready: Ready, slot: Slot, birth: Birth) -> int:
     """Say ready and serve; the exit code."""
     cpus = sorted(os.sched_getaffinity(0))
-    slot.channel.send("ready", facts={"pid": os.getpid(), "cpus": cpus})
-    return serve(model, slot.listener, slot.channel, slot.record, birth.settings)
+    slot.channel.send("ready", facts=dict(ready.facts, pid=os.getpid(), cpus=cpus))
+    return serve(ready.model, slot.listener, slot.channel, slot.record, birth.settings)
 
 
 def take_slot(birth: Birth, inheritance: Inheritance, channel: Channel) -> Slot:
     """Make this process the slot's: nothing in here is code of the model."""
-    os.dup2(birth.stdout, 1)
-    os.dup2(birth.stderr, 2)
+    _enter(birth)
     os.close(birth.stdout)
     os.close(birth.stderr)
-    process.pin(birth.cpus)
     process.set_title("modelsupervisor: %s/%d" % (birth.model, birth.worker))
     offset = birth.scoreboard_offset
     region = process.map_shared(inheritance.libc, birth.scoreboard, RECORD_SIZE, offset)
@@ -175,6 +191,15 @@ def take_slot(birth: Birth, inheritance: Inheritance, channel: Channel) -> Slot:
     record = Record(region)
     record.reset(birth.generation)
     return Slot(channel, socket.socket(fileno=birth.listener), record)
+
+
+def _enter(birth: Birth) -> None:
+    """Take on what of a slot outlives an exec; done again after one, it changes nothing."""
+    os.dup2(birth.stdout, 1)
+    os.dup2(birth.stderr, 2)
+    process.pin(birth.cpus)
+    if birth.gpu is not None:
+        os.environ[GPU_VARIABLE] = str(birth.gpu)
 
 
 def _decline(channel: Channel, error: Exception) -> None:

@@ -23,13 +23,15 @@ def _alias_bool(numpy: ModuleType) -> None:
         numpy.bool = bool  # type: ignore[attr-defined]
 
 
-class _NumpyAlias(importlib.abc.MetaPathFinder):
-    """Adds the alias at the end of NumPy's own import, so that it is there before any handler's code runs.
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Acts at the end of one module's own import, so that it is done before any code of whoever imports it.
 
-    It stays until that import has succeeded: who only asks whether NumPy is there must not use it up.
+    It stays until that import has succeeded: who only asks whether the module is there must not use it up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, act: Callable[[ModuleType], None]) -> None:
+        self.name = name
+        self._act = act
         self._searching = False
 
     def find_spec(
@@ -38,7 +40,7 @@ class _NumpyAlias(importlib.abc.MetaPathFinder):
         path: Optional[Sequence[str]],
         target: Optional[ModuleType] = None,
     ) -> Optional[importlib.machinery.ModuleSpec]:
-        if fullname != "numpy" or self._searching:
+        if fullname != self.name or self._searching:
             return None
         self._searching = True
         try:
@@ -49,13 +51,13 @@ class _NumpyAlias(importlib.abc.MetaPathFinder):
             return None
         execute: Callable[[ModuleType], None] = spec.loader.exec_module
 
-        def execute_and_alias(module: ModuleType) -> None:
+        def execute_and_act(module: ModuleType) -> None:
             execute(module)
-            _alias_bool(module)
+            self._act(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
 
-        spec.loader.exec_module = execute_and_alias  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_act  # type: ignore[method-assign]
         return spec
 
 
@@ -64,7 +66,13 @@ def prepare_numpy() -> None:
     if "numpy" in sys.modules:
         _alias_bool(sys.modules["numpy"])
     else:
-        sys.meta_path.insert(0, _NumpyAlias())
+        _act_after_import("numpy", _alias_bool)
+
+
+def _act_after_import(name: str, act: Callable[[ModuleType], None]) -> None:
+    awaited = (each.name for each in sys.meta_path if isinstance(each, _AfterImport))
+    if name not in awaited:
+        sys.meta_path.insert(0, _AfterImport(name, act))
 
 
 def versions() -> Dict[str, str]:
@@ -111,6 +119,16 @@ def reseed() -> None:
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed(_seed())
+
+
+def seed_mxnet_when_imported() -> None:
+    """Where MXNet is not imported yet, seed it at the end of its import.
+
+    `random` and NumPy begin with numbers of the kernel's, MXNet always with the same ones: workers that each import it
+    themselves would be as alike as forked ones [measured].
+    """
+    if "mxnet" not in sys.modules:
+        _act_after_import("mxnet", lambda _: reseed_mxnet())
 
 
 def reseed_mxnet() -> None:

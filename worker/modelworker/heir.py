@@ -97,7 +97,7 @@ def _await_slot(
         process.await_reparenting(intermediate, inheritance.supervisor)
         process.die_with_parent(inheritance.libc, inheritance.supervisor)
         channel.send("heir", pid=os.getpid())
-        process.set_title("modelsupervisor: heir of %s" % inheritance.model.name)
+        process.set_title("modelsupervisor: heir of %s" % inheritance.spec.name)
         order, descriptors = channel.wait()
         if order is not None:
             become(order["message"], descriptors, inheritance, freshly_seeded)

@@ -80,8 +80,24 @@ def _same_path(asked: str, served: str) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class ImportedHandler:
+    """A handler whose module has been imported, and of which nothing more has run."""
+
+    spec: ModelSpec
+    path: str
+    function: str
+    module: ModuleType
+    context: Context
+
+
 def load_model(spec: ModelSpec) -> LoadedModel:
     """Import and initialize a handler. Raises LoadError, or whatever the handler raises."""
+    return initialize(import_handler(spec))
+
+
+def import_handler(spec: ModelSpec) -> ImportedHandler:
+    """Import a handler's module, in the model's folder. Raises LoadError, or whatever the module raises."""
     path = os.path.realpath(spec.path)
     try:
         os.chdir(path)
@@ -90,7 +106,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     sys.path.insert(0, path)
     install_mms_aliases()
     module_path, _, function = spec.handler.partition(":")
-    module = _import_handler(path, module_path)
+    module = _import_module(path, module_path)
     context = Context(
         spec.name,
         path,
@@ -99,22 +115,28 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         spec.gpu_id if spec.gpu_id >= 0 else None,
         spec.server_version,
     )
-    entry = getattr(module, function or "handle", None)
+    return ImportedHandler(spec, path, function, module, context)
+
+
+def initialize(handler: ImportedHandler) -> LoadedModel:
+    """Have an imported handler load its model. Raises LoadError, or whatever the handler raises."""
+    spec, context, module = handler.spec, handler.context, handler.module
+    entry = getattr(module, handler.function or "handle", None)
+    instance = None
     if entry is not None and not inspect.isclass(entry):
         entry(None, context)
-        model = LoadedModel(spec.name, path, entry, context, module, None, spec.archive)
+        handle = entry
     else:
         instance = _instance(module, entry, spec.handler)
-        initialize = getattr(instance, "initialize", None)
-        if initialize is not None:
-            initialize(context)
+        begin = getattr(instance, "initialize", None)
+        if begin is not None:
+            begin(context)
         handle = instance.handle
-        model = LoadedModel(spec.name, path, handle, context, module, instance, spec.archive)
     print_metrics(context.end_batch())
-    return model
+    return LoadedModel(spec.name, handler.path, handle, context, module, instance, spec.archive)
 
 
-def _import_handler(path: str, module_path: str) -> ModuleType:
+def _import_module(path: str, module_path: str) -> ModuleType:
     """Import the handler's module by its file's name, from the model's folder or a folder in it."""
     stem = module_path[:-3] if module_path.endswith(".py") else module_path
     folder, name = os.path.split(stem)
@@ -205,7 +227,7 @@ def warm_up(model: LoadedModel, warmup_file: Optional[str]) -> bool:
 
 
 def after_fork(model: LoadedModel) -> None:
-    """Run the handler's `after_fork(context)`, if any, in a worker that was just forked."""
+    """Run the handler's `after_fork(context)`, if any: the last that a worker does for its model before it serves."""
     hook = model.hook("after_fork")
     if hook is not None:
         hook(model.context)

@@ -20,25 +20,21 @@ of one is here.
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 import time
+from functools import partial
 from typing import Dict, NamedTuple, Optional
 
 from modelworker.channel import Channel, ChannelClosed
 from modelworker.loader import LoadedModel
+from modelworker.loads import answer_load
 from modelworker.metrics import print_or_tell
 from modelworker.process import leave, peer_credentials
 from modelworker.respond import answer
 from modelworker.scoreboard import Record
 from modelworker.session import Connection, Session
-from modelworker.wire import (
-    LoadCommand,
-    WireError,
-    encode_load_response,
-    encode_predict_response,
-)
+from modelworker.wire import LoadCommand, WireError, encode_predict_response
 
 READ_SIZE = 65536  # below malloc's mmap threshold: with 256 KiB every recv maps and faults anew
 MAX_EVENTS = 64  # by default epoll.poll allocates room for 1,023 at each call
@@ -52,11 +48,13 @@ class ServeSettings(NamedTuple):
     """`frame_timeout`: for how many seconds half a frame, or a stalled reader, is borne.
 
     `max_requests`: after how many answered requests to tell the supervisor that this worker may be replaced; 0 for never.
+    `allow_load`: a client may choose the model.
     """
 
     max_connections: int
     frame_timeout: float
     max_requests: int = 0
+    allow_load: bool = False
 
 
 class _Peer(Connection):
@@ -122,7 +120,6 @@ class _Worker:
         self._peers: Dict[int, _Peer] = {}
         self._listening = False
         self._accept_again = 0.0  # when to listen again after a pause, 0.0 for no pause
-        self._pid = os.getpid()
         self._worn_at = settings.max_requests
 
     def run(self) -> bool:
@@ -294,13 +291,13 @@ class _Worker:
     def _refuse(self, peer: _Peer, code: int, message: str) -> None:
         """Answer bytes that are not the protocol, close, and say who sent them."""
         peer.closing = True
-        self._tell("worker.bad_frame", peer, code=code, error=message)
+        self._tell(peer, "warning", "worker.bad_frame", code=code, error=message)
         self._send(peer, encode_predict_response(code, message, ()))
 
-    def _tell(self, event: str, peer: _Peer, **facts: object) -> None:
-        """Send a warning about a peer, naming its process and user."""
+    def _tell(self, peer: _Peer, level: str, event: str, **facts: object) -> None:
+        """Send an event about a peer, naming its process and user."""
         pid, uid = peer_credentials(peer.sock)
-        self._channel.event("warning", event, peer_pid=pid, peer_uid=uid, **facts)
+        self._channel.event(level, event, peer_pid=pid, peer_uid=uid, **facts)
 
     def _send(self, peer: _Peer, reply: bytes) -> None:
         """Write a reply; the kernel takes a small one whole, and what it does not take is kept."""
@@ -351,7 +348,9 @@ class _Worker:
         for peer in self._session.expired(now):
             waiting = "half a frame" if peer.output is None else "a reader that takes nothing"
             limit = self._settings.frame_timeout
-            self._tell("worker.frame_timeout", peer, error=waiting, frame_timeout_s=limit)
+            self._tell(
+                peer, "warning", "worker.frame_timeout", error=waiting, frame_timeout_s=limit
+            )
             self._close(peer)
 
     # One batch
@@ -360,7 +359,7 @@ class _Worker:
         """Run the command that a connection has waiting, and answer it."""
         command = peer.command
         if isinstance(command, LoadCommand):
-            self._send(peer, self._answer_load(command))
+            self._load(peer, command, now)
             return
         assert command is not None
         requests = command.requests
@@ -376,13 +375,10 @@ class _Worker:
         if metrics is not None:
             print_or_tell(metrics, self._channel)
 
-    def _answer_load(self, command: LoadCommand) -> bytes:
-        """Answer `L`: this worker serves what it serves, said as MMS's front end needs it."""
-        name, path = self._model.name, self._model.path
-        if command.model_name == name and self._model.is_at(command.model_path):
-            return encode_load_response(200, f"loaded model {name}. [PID]:{self._pid}")
-        return encode_load_response(
-            409,
-            f"model {command.model_name!r} at {command.model_path!r} is not served here; "
-            f"expected {name!r} at {path!r}",
-        )
+    def _load(self, peer: _Peer, command: LoadCommand, now: float) -> None:
+        """Answer `L`, and serve what it says from then on where it may say so."""
+        self._record.begin((f"load {command.model_name}",), now)
+        tell = partial(self._tell, peer)
+        self._model, reply = answer_load(self._model, command, self._settings.allow_load, tell)
+        self._send(peer, reply)
+        self._record.end(0)

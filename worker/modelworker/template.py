@@ -1,11 +1,11 @@
-"""A model's template: a fresh interpreter that loads and warms the model once, and then only forks.
+"""A model's template: a fresh interpreter that does ahead what all workers share, and then only forks.
 
 Theory of operation
 -------------------
 The supervisor execs it with the thread environment already set, in a session of its own, with three standard descriptors and a
 channel. It binds itself to the union of its workers' CPUs *before* any import (thread pools size themselves by what they see),
-loads the handler, warms it, says `loaded`, and from then on does nothing but answer `fork`: whatever was loaded is shared, page by
-page, with every worker that comes of it.
+loads the model and warms it (or only imports its handler, or not even that: `readiness`), says `loaded`, and from then on does
+nothing but answer `fork`: whatever was loaded is shared, page by page, with every worker that comes of it.
 
 A birth is a double fork, done ahead of time where there is time: `heir` says how. The supervisor adopts the worker that comes of
 it: one place sees every exit status.
@@ -19,7 +19,6 @@ import argparse
 import ctypes
 import errno
 import faulthandler
-import gc
 import os
 import select
 import socket
@@ -27,7 +26,7 @@ import time
 import traceback
 from typing import Any, Dict, FrozenSet, List, NoReturn, Optional, Sequence
 
-from modelworker import extractions, frameworks, loader, process
+from modelworker import extractions, frameworks, loader, process, readiness
 from modelworker.boot import close_all_but
 from modelworker.channel import Channel, ChannelClosed, tail
 from modelworker.heir import Heir, bear_heir
@@ -66,41 +65,34 @@ class Template:
         self._libc = libc
         self._inheritance: Optional[Inheritance] = None
         self._heir: Optional[Heir] = None
+        self._computes = False  # whether the model itself was loaded here
         self._sweeper: Optional[extractions.Sweeper] = None
 
     def load(self, spec: Dict[str, Any]) -> bool:
-        """Load and warm the model as the supervisor's `load` says, and report how it went."""
+        """Do for the model what the supervisor's `load` says, and report how it went."""
         process.set_title("modelsupervisor: template %s" % spec["model"])
         before = _open_descriptors()
         facts: Dict[str, Any] = {}
         try:
             process.pin(spec["cpus"])
             folder = self._folder(spec, facts)
-            begun = time.monotonic()
-            frameworks.prepare_numpy()
-            model = loader.load_model(_model_spec(spec, folder))
-            loaded = time.monotonic()
-            warmed = loader.warm_up(model, spec["warmup"])
+            model = _model_spec(spec, folder)
+            source, done = readiness.prepare(model, spec["preload"])
         # Whatever a handler raises while loading is a failed load, reported whole
         except Exception as error:
             self._report_failure(error)
             return False
-        gc.collect()
-        # A collection in a child would write to every object's header, and copy its page
-        gc.freeze()
-        # What the model did to its signals while it loaded is undone here once, not in every child.
-        process.default_signals()
-        process.flush_output()  # what is buffered here would be printed again by each child
+        self._computes = isinstance(source, loader.LoadedModel)
         self._inheritance = Inheritance(
             supervisor=self._supervisor,
             libc=self._libc,
-            model=model,
+            spec=model,
+            source=source,
             thread_setters=frameworks.thread_setters(),
+            interpreter=spec["python"] if spec["preload"] == "none" else None,
             kept=_open_descriptors() - before,
         )
-        facts.update(frameworks.versions(), warmed=warmed)
-        facts["load_s"] = round(loaded - begun, 4)
-        facts["warmup_s"] = round(time.monotonic() - loaded, 4)
+        facts.update(frameworks.versions(), **done)
         self._channel.send("loaded", facts=facts)
         return True
 
@@ -158,9 +150,12 @@ class Template:
             self._heir = None
             return False
         assert self._inheritance is not None
-        frameworks.reseed_mxnet()
+        if (
+            self._computes
+        ):  # else MXNet was imported at most, and is left untouched until a worker uses it
+            frameworks.reseed_mxnet()
         try:
-            self._heir = bear_heir(self._inheritance, self._channel, freshly_seeded=True)
+            self._heir = bear_heir(self._inheritance, self._channel, self._computes)
         except OSError:
             return self._await_without_heir()
         return False

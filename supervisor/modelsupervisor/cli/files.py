@@ -17,10 +17,11 @@ def check(config: str) -> int:
     """Print the settings that a configuration file results in, secrets masked; or all its
     mistakes, and exit 78."""
     from modelsupervisor.config import load_settings, render_settings, socket_path_problems
+    from modelsupervisor.interpreters import interpreters
 
     settings = load_settings(config)
     run_dir = resolve_run_dir(settings.supervisor.run_dir)
-    problems = socket_path_problems(run_dir, settings)
+    problems = socket_path_problems(run_dir, settings) + interpreters(settings)[1]
     if problems:
         raise ConfigurationError(problems)
     say(render_settings(settings), newline=False)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelsupervisor.cli import say
-from modelsupervisor.cli.render import cpu_words, size_words
+from modelsupervisor.cli.render import cpu_words, shown, size_words
 from modelsupervisor.cli.terminal import on_terminal, one_line
 from modelsupervisor.errors import EXIT_OK
 from modelsupervisor.log.harmless import harmless_json
@@ -75,6 +75,7 @@ def plan_report(settings: Settings, topology: Topology) -> dict[str, Any]:
 
 
 def _model(made: ModelPlan) -> dict[str, Any]:
+    from modelsupervisor.interpreters import left_behind
     from modelsupervisor.runtime.planning import explain_environment, explain_threads
 
     placed = made.placement
@@ -84,11 +85,18 @@ def _model(made: ModelPlan) -> dict[str, Any]:
         "threads": made.threads,
         "reason": explain_threads(made),
         "shares_cpus": placed.shares_cpus,
+        "preload": made.settings.preload,
+        "python": {
+            "path": made.interpreter.path,
+            "version": made.interpreter.version,
+            "left_behind": left_behind(made.settings, os.environ),
+        },
         "workers": [
             {
                 "index": worker.index,
                 "cpus": None if worker.cpus is None else list(worker.cpus),
                 "threads": made.threads,
+                "gpu": made.gpu(worker.index),
                 "reason": worker.reason,
             }
             for worker in placed.workers
@@ -113,6 +121,12 @@ def plan_lines(made: dict[str, Any]) -> list[str]:
     lines += ["", "Threads"]
     for model in made["models"]:
         lines += _folded(f"{model['name']}: {model['threads']}, {model['reason']}.", "  ")
+    lines += ["", "Interpreters"]
+    for model in made["models"]:
+        python = model["python"]
+        words = f"{model['name']}: {python['path']}, Python {python['version']}, preload = "
+        behind = "".join(f"; without {name} of the environment" for name in python["left_behind"])
+        lines += _folded(f"{words}{model['preload']}{behind}.", "  ")
     for model in made["models"]:
         lines += ["", f"Environment of {model['name']}"]
         for each in model["environment"]:
@@ -124,14 +138,21 @@ def plan_lines(made: dict[str, Any]) -> list[str]:
 
 
 def _table(models: list[dict[str, Any]]) -> list[str]:
-    rows = [("worker", "cpus", "threads")]
+    workers = [(model["name"], each) for model in models for each in model["workers"]]
+    rows = [["worker", "cpus", "threads"]]
     rows += [
-        (f"{model['name']}/{each['index']}", cpu_words(each["cpus"]), str(each["threads"]))
-        for model in models
-        for each in model["workers"]
+        [f"{name}/{each['index']}", cpu_words(each["cpus"]), str(each["threads"])]
+        for name, each in workers
     ]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return [f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows]
+    if any(each["gpu"] is not None for _, each in workers):
+        rows[0].append("gpu")
+        for row, (_, each) in zip(rows[1:], workers, strict=True):
+            row.append(shown(each["gpu"]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def _together(model: dict[str, Any]) -> list[tuple[str, str]]:

@@ -73,6 +73,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     generation: int | None = None
     cpus: list[int] | None = None
     threads: int | None = None
+    gpu: int | None = None
     rss_bytes: int | None = None
     pss_bytes: int | None = None
     requests: int | None = None
@@ -181,12 +182,16 @@ def worker_table(workers: Sequence[Named], *, with_exits: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2 if with_exits else 1, 0, 0))
     table.add_column("worker", overflow="fold")  # the one that gives way to the others
     table.add_column("phase", no_wrap=True)
-    for column in ("pid", "gen", "cpus", "thr", "rss", "pss", "requests", "restarts"):
+    with_gpus = any(worker.gpu is not None for _, worker in workers)
+    columns = ["pid", "gen", "cpus", "thr", "rss", "pss", "requests", "restarts"]
+    for column in [*columns, *(["gpu"] if with_gpus else [])]:
         table.add_column(column, justify="right", no_wrap=True)
     if with_exits:
         table.add_column("last exit")
     for name, worker in workers:
         cells = _cells(worker)
+        if with_gpus:
+            cells.append(shown(worker.gpu))
         if with_exits:
             cells.append(exit_words(worker.last_exit))
         # Text, not str: rich would take brackets in a message for its own markup.
@@ -197,21 +202,21 @@ def worker_table(workers: Sequence[Named], *, with_exits: bool) -> Table:
 
 def _cells(worker: WorkerStatus) -> list[str]:
     return [
-        _shown(worker.pid),
-        _shown(worker.generation),
+        shown(worker.pid),
+        shown(worker.generation),
         cpu_words(worker.cpus),
-        _shown(worker.threads),
+        shown(worker.threads),
         size_words(worker.rss_bytes),
         size_words(worker.pss_bytes),
-        _shown(worker.requests),
-        _shown(worker.restarts),
+        shown(worker.requests),
+        shown(worker.restarts),
     ]
 
 
 def headline_words(supervisor: SupervisorStatus) -> str:
     """The supervisor in one line."""
     return one_line(
-        f"modelsupervisor {supervisor.version}, pid {_shown(supervisor.pid)}, "
+        f"modelsupervisor {supervisor.version}, pid {shown(supervisor.pid)}, "
         f"up {duration_words(supervisor.uptime_s)}, {supervisor.config}, in {supervisor.run_dir}"
     )
 
@@ -303,5 +308,5 @@ def duration_words(seconds: float | None) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-def _shown(value: int | str | None) -> str:
+def shown(value: int | str | None) -> str:
     return NOTHING if value is None else str(value)

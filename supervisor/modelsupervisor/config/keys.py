@@ -15,7 +15,13 @@ from modelworker.archive import MANIFEST
 
 from modelsupervisor.config import values
 from modelsupervisor.config.handlers import handler_name
-from modelsupervisor.config.paths import file_path, log_path, model_path, place_path
+from modelsupervisor.config.paths import (
+    file_path,
+    log_path,
+    model_path,
+    place_path,
+    program_path,
+)
 from modelsupervisor.config.values import ValueType
 
 
@@ -183,10 +189,34 @@ MODEL_KEYS: tuple[Key, ...] = (
     ),
     Key(
         "preload",
-        values.choice("model"),
+        values.choice("model", "import", "none"),
         "model",
         "What the template does before workers are forked from it: model loads and warms the "
-        "whole model.",
+        "whole model; import only imports the handler's module, and each worker loads its own "
+        "copy; none does nothing, and each worker is a fresh interpreter.",
+    ),
+    Key(
+        "python",
+        program_path(),
+        None,
+        "The Python interpreter of the model's own environment, 3.8 or later; nothing of the "
+        "supervisor's needs to be installed there.",
+        unset="the supervisor's own interpreter",
+    ),
+    Key(
+        "gpus",
+        values.gpu_list(),
+        None,
+        "The GPUs, by the numbers of nvidia-smi; each worker is shown one of them, round robin. "
+        "Not with preload = model.",
+        unset="what the environment says",
+    ),
+    Key(
+        "allow_load",
+        values.truth(),
+        "false",
+        "Whether a client may have a worker load another model (L of the worker protocol): whoever "
+        "reaches the socket then runs code in it.",
     ),
     # 1024 requests is what the worker's frame reader takes (modelworker.wire.Limits).
     Key(

@@ -11,10 +11,11 @@ import grp
 import os
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from functools import partial
 
 import msgspec
 
+from modelsupervisor.config.combinations import ModelSection, Value, check_combinations
 from modelsupervisor.config.handlers import ModelArchive, ModelFolder, handler_of, look_into
 from modelsupervisor.config.ini import Entry, Section, read_sections
 from modelsupervisor.config.keys import ENV_PREFIX, MODEL_KEYS, SUPERVISOR_KEYS, Key
@@ -33,12 +34,6 @@ _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What an operator writes who means env.NAME: `API_URL`, `ENV.API_URL`, `env_API_URL`, `env`.
 _VARIABLE_MEANT = re.compile(r"(?:(?i:env)[._:]?)?(?P<name>(?:[A-Z_][A-Z0-9_]*)?)")
 _LONGEST_VARIABLE = 128 * 1024 - 1  # bytes of NAME=value; MAX_ARG_STRLEN of exec less the final NUL
-
-ENGINE_VARIABLE = "MXNET_ENGINE_TYPE"
-_ENGINE_REFUSED = (
-    "MXNet's NaiveEngine and preload = model exclude each other: "
-    "a worker forked from a warm template hangs for ever"
-)
 
 
 def load_settings(path: str, environ: Mapping[str, str] | None = None) -> Settings:
@@ -73,13 +68,6 @@ def load_settings(path: str, environ: Mapping[str, str] | None = None) -> Settin
     return Settings(source=source, supervisor=supervisor, models=tuple(models))
 
 
-class _Value(NamedTuple):
-    """A value that is right, and the entry it came from (None: the default)."""
-
-    value: object
-    entry: Entry | None
-
-
 class _Reader:
     """Turns sections into settings; `folder` is where relative paths start."""
 
@@ -111,7 +99,12 @@ class _Reader:
         others = tuple(entry for entry in section.entries if not entry.key.startswith(ENV_PREFIX))
         values = self._values(section, others, MODEL_KEYS)
         environment = self._environment(section, variables)
-        self._check_engine(section, values, environment)
+        check_combinations(
+            ModelSection(
+                *(section, values, environment, self.environ),
+                *(partial(self._add, section), self.report),
+            )
+        )
         handler = self._handler(section, values)
         if len(self.report.problems) > found or handler is None:
             return None
@@ -128,11 +121,11 @@ class _Reader:
 
     def _values(
         self, section: Section, entries: tuple[Entry, ...], keys: tuple[Key, ...]
-    ) -> dict[str, _Value]:
+    ) -> dict[str, Value]:
         """The value of each key that is right or has a default; mistakes go into the report."""
         table = {key.name: key for key in keys}
         values = {
-            key.name: _Value(key.type.parse(key.default), None)
+            key.name: Value(key.type.parse(key.default), None)
             for key in keys
             if key.default is not None
         }
@@ -143,7 +136,7 @@ class _Reader:
                 continue
             values.pop(entry.key, None)
             try:
-                values[entry.key] = _Value(self._parse(key, entry.value), entry)
+                values[entry.key] = Value(self._parse(key, entry.value), entry)
             except BadValueError as bad:
                 expected = bad.expected or key.type.expected
                 self._add(section, entry, bad.message, expected)
@@ -200,13 +193,13 @@ class _Reader:
                 environment[name] = entry
         return environment
 
-    def _check_log(self, section: Section, values: dict[str, _Value]) -> None:
+    def _check_log(self, section: Section, values: dict[str, Value]) -> None:
         to = values.get("log_to")
         given = any(entry.key == "log_file" for entry in section.entries)
         if to is not None and to.entry is not None and to.value == () and not given:
             self._add(section, to.entry, "there would be no log at all", "log_file beside it")
 
-    def _check_group(self, section: Section, values: dict[str, _Value]) -> None:
+    def _check_group(self, section: Section, values: dict[str, Value]) -> None:
         group, mode = values.get("socket_group"), values.get("socket_mode")
         if group is not None and group.entry is not None:
             try:
@@ -227,27 +220,7 @@ class _Reader:
                 "socket_mode = 0660 with it",
             )
 
-    def _check_engine(
-        self, section: Section, values: dict[str, _Value], environment: dict[str, Entry]
-    ) -> None:
-        """DESIGN's measurement: that pair never answers, and nothing in a log would say why."""
-        preload = values.get("preload")
-        if preload is None or preload.value != "model":
-            return
-        entry = environment.get(ENGINE_VARIABLE)
-        if entry is not None:
-            if entry.value == "NaiveEngine":
-                self._add(section, entry, _ENGINE_REFUSED, "another engine, or the line left out")
-        elif self.environ.get(ENGINE_VARIABLE) == "NaiveEngine":
-            self.report.add(
-                f"the environment has {ENGINE_VARIABLE}=NaiveEngine; {_ENGINE_REFUSED}",
-                line=section.line,
-                section=section.name,
-                expected=f"the variable unset, or env.{ENGINE_VARIABLE} = "
-                "ThreadedEnginePerDevice here",
-            )
-
-    def _handler(self, section: Section, values: dict[str, _Value]) -> str | None:
+    def _handler(self, section: Section, values: dict[str, Value]) -> str | None:
         """The handler of the model, the file's own or the manifest's; None where path or handler is
         wrong.
         """
@@ -278,7 +251,7 @@ class _Reader:
         return None
 
     def _look_into(
-        self, section: Section, path: _Value, largest: _Value | None
+        self, section: Section, path: Value, largest: Value | None
     ) -> ModelFolder | ModelArchive | None:
         if largest is None or path.entry is None:
             return None
@@ -312,7 +285,7 @@ def _check_one_line(text: str) -> None:
         )
 
 
-def _plain(values: dict[str, _Value]) -> dict[str, object]:
+def _plain(values: dict[str, Value]) -> dict[str, object]:
     return {name: value.value for name, value in values.items()}
 
 

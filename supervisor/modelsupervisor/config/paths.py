@@ -37,6 +37,11 @@ def file_path() -> PathType:
     return PathType("file", "a file that exists", str, str, _existing_file)
 
 
+def program_path() -> PathType:
+    """A file that this user may execute, as an absolute path; a link to it stays one, since Python finds its environment by it."""
+    return PathType("program", "a Python interpreter that exists, by its path", str, str, _program)
+
+
 def place_path() -> PathType:
     """A place that need not exist yet, as an absolute path."""
     return PathType("path", "a path", str, str, _absolute)
@@ -74,6 +79,20 @@ def _existing_file(folder: str, text: str) -> str:
         raise BadValueError(f"{path} is not a regular file")
     if not os.access(path, os.R_OK):
         raise BadValueError(f"{path} may not be read by this user")
+    return path
+
+
+def _program(folder: str, text: str) -> str:
+    path = _absolute(folder, text)
+    try:
+        status = _status(path, text)
+    except BadValueError as bad:
+        hint = "" if os.sep in text else "; a path is meant, not a name to be looked for in PATH"
+        raise BadValueError(f"{bad.message}{hint}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise BadValueError(f"{path} is not a regular file")
+    if not os.access(path, os.X_OK):
+        raise BadValueError(f"{path} may not be executed by this user")
     return path
 
 

@@ -45,7 +45,10 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     memory_limit: int | None = None  # bytes of private memory
     cpus: CpuChoice = "auto"
     threads: ThreadChoice = "auto"
-    preload: Literal["model"] = "model"
+    preload: Literal["model", "import", "none"] = "model"
+    python: str | None = None  # absolute; None: the supervisor's own interpreter
+    gpus: tuple[int, ...] | None = None  # None: the workers are told of no GPU
+    allow_load: bool = False
     batch_size: int = 1
     startup_timeout: float = 120.0
     stop_timeout: float = 10.0

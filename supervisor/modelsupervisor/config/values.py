@@ -18,13 +18,14 @@ from fractions import Fraction
 # after.
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _QUANTITY = re.compile(r"(?P<sign>[-+]?)(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[A-Za-z]*)")
-_CPU_RANGE = re.compile(r"(?P<first>[0-9]{1,6})(?:-(?P<last>[0-9]{1,6}))?")
+_RANGE = re.compile(r"(?P<first>[0-9]{1,6})(?:-(?P<last>[0-9]{1,6}))?")
 _LONGEST_QUANTITY = 32  # characters; no sensible duration or size comes near
 
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
 CPU_LIMIT = 8192  # CONFIG_NR_CPUS of the largest x86-64 kernel configuration
+GPU_LIMIT = 128  # NVIDIA's driver knows no more
 
 
 class BadValueError(ValueError):
@@ -161,6 +162,25 @@ def cpu_choice() -> ValueType:
     return ValueType("auto | none | CPU list", expected, parse, _show_cpus)
 
 
+def gpu_list() -> ValueType:
+    """GPU numbers and ranges, `0,2-3`, as a tuple in the order written: the order in which workers take them."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        return _parse_numbers(text, "GPU", GPU_LIMIT)
+
+    return ValueType("GPU list", "GPU numbers and ranges such as 0,2-3", parse, _show_cpus)
+
+
+def truth() -> ValueType:
+    """`true` or `false`, and no other words for them."""
+    words = choice("true", "false")
+
+    def parse(text: str) -> bool:
+        return words.parse(text) == "true"
+
+    return ValueType(words.name, "true or false", parse, lambda value: "true" if value else "false")
+
+
 def socket_mode() -> ValueType:
     """The permission bits of a socket, as an int: read and write for the owner, perhaps for the
     group.
@@ -226,22 +246,26 @@ def _show_size(value: object) -> str:
 
 
 def _parse_cpus(text: str) -> tuple[int, ...]:
-    cpus: list[int] = []
+    return _parse_numbers(text, "CPU", CPU_LIMIT)
+
+
+def _parse_numbers(text: str, what: str, limit: int) -> tuple[int, ...]:
+    numbers: list[int] = []
     for part in text.split(","):
-        match = _CPU_RANGE.fullmatch(part.strip())
+        match = _RANGE.fullmatch(part.strip())
         if match is None:
             raise BadValueError
         first, last = int(match["first"]), int(match["last"] or match["first"])
         if last < first:
             raise BadValueError(f"the range {part.strip()} runs backwards")
-        if last >= CPU_LIMIT:
-            raise BadValueError(f"no machine has a CPU {last}")
-        cpus.extend(range(first, last + 1))
+        if last >= limit:
+            raise BadValueError(f"no machine has a {what} {last}")
+        numbers.extend(range(first, last + 1))
         # Checked part by part, so that a line of a thousand full ranges does not become millions of
         # numbers first.
-        if len(set(cpus)) != len(cpus):
-            raise BadValueError("a CPU is named twice")
-    return tuple(cpus)
+        if len(set(numbers)) != len(numbers):
+            raise BadValueError(f"a {what} is named twice")
+    return tuple(numbers)
 
 
 def _show_cpus(value: object) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from modelsupervisor.log.catalogue_output import OUTPUT
 from modelsupervisor.log.catalogue_spares import SPARES
 from modelsupervisor.log.catalogue_supervisor import LOG, ORPHANS, SCHEMA_VERSION, SUPERVISOR
-from modelsupervisor.log.catalogue_workers import OUTPUT, TEMPLATES, WORKERS
+from modelsupervisor.log.catalogue_workers import TEMPLATES, WORKERS
 from modelsupervisor.log.fields import IDENTITY, Event, Field, Group, misfit
 
 __all__ = ["ENVELOPE", "EVENTS", "GROUPS", "SCHEMA_VERSION", "fields_of", "objection"]

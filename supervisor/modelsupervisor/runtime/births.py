@@ -33,6 +33,8 @@ def slot_message(edge: Edge, kind: str, key: SlotKey, generation: int) -> Messag
         "generation": generation,
         "cpus": plan.placement.workers[key.index].cpus,
         "threads": plan.threads,
+        "gpu": plan.gpu(key.index),
+        "allow_load": plan.settings.allow_load,
         "max_connections": plan.settings.max_connections,
         "frame_timeout": plan.settings.frame_timeout,
         "max_requests": plan.settings.max_requests,

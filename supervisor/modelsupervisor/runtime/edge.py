@@ -11,6 +11,7 @@ from modelsupervisor.config import ModelSettings, Settings
 from modelsupervisor.core.events import Event
 from modelsupervisor.core.placement import ModelPlacement
 from modelsupervisor.core.states import SlotKey
+from modelsupervisor.interpreters import Interpreter
 from modelsupervisor.log.catalogue import objection
 from modelsupervisor.log.journal import Journal
 from modelsupervisor.runtime.board import Board
@@ -31,6 +32,12 @@ class ModelPlan:
     model_cache: str | None
     # Of each worker's OpenMP runtime: the operator's number where there is one, else the plan's
     threads: int
+    interpreter: Interpreter
+
+    def gpu(self, index: int) -> int | None:
+        """The GPU of a worker, by the number that the machine has for it; None where the workers are told of none."""
+        gpus = self.settings.gpus
+        return gpus[index % len(gpus)] if gpus else None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import os
 import select
 import socket
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
 from modelsupervisor.core.states import SlotKey
@@ -104,6 +105,13 @@ class Place:
             except OSError:
                 return  # nobody waits, or no descriptor is free: the next turn asks again
             client.close()
+
+    def recovered(self, generation: int, pid: int | None, facts: dict[str, Any]) -> None:
+        """A worker is READY here: note with the slot's last crash, the first time after it, what came of it."""
+        crash = self.last_crash
+        if crash is not None and "successor" not in crash:
+            at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+            crash["successor"] = {"generation": generation, "pid": pid, "at": at, **facts}
 
     def close(self) -> None:
         """Close the descriptors."""

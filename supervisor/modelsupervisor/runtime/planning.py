@@ -21,10 +21,12 @@ from modelworker.threads import (
 )
 
 from modelsupervisor.config import ModelSettings, Settings, is_secret, model_problem
+from modelsupervisor.config.combinations import GPU_VARIABLE
 from modelsupervisor.config.reports import MASK
 from modelsupervisor.core.placement import Demand, ModelPlacement, Placement, place
 from modelsupervisor.core.topology import Topology
 from modelsupervisor.errors import ConfigurationError
+from modelsupervisor.interpreters import interpreters, surroundings
 from modelsupervisor.runtime.edge import ModelPlan
 
 FIFO_SIZE = 256 * 1024  # bytes (DESIGN §2)
@@ -32,6 +34,13 @@ SMALLEST_FIFO = 64 * 1024  # the kernel's own default
 PIPE_BUDGET = "/proc/sys/fs/pipe-user-pages-soft"
 # Variables of the libraries that compute: where the operator has set one, `plan` shows it.
 THREADING_PREFIXES = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "BLIS_")
+ORDER_VARIABLE = "CUDA_DEVICE_ORDER"
+_GPU_REASONS = {
+    ORDER_VARIABLE: "A GPU then has the number that nvidia-smi shows; CUDA by itself puts the "
+    "fastest first.",
+    GPU_VARIABLE: "What the template is shown; each worker is shown one of these alone, and that "
+    "is number 0 to it: gpu_id in its context.",
+}
 OURS = {variable.name: variable.reason for variable in THREAD_VARIABLES}
 
 
@@ -58,19 +67,34 @@ def plan_models(
     settings: Settings, topology: Topology, model_cache: str | None = None
 ) -> dict[str, ModelPlan]:
     """Placement and environment of every model; `model_cache` is where archives are unpacked. Raises
-    ConfigurationError for CPUs that we may not use.
+    ConfigurationError for CPUs that we may not use, and for interpreters that cannot be used.
     """
     placement = plan_cpus(settings, topology)
+    found, problems = interpreters(settings)
+    if problems:
+        raise ConfigurationError(problems)
     plans = {}
     for model in settings.models:
         placed = placement.model(model.name)
-        operator = {**os.environ, **model.env}
+        operator = surroundings(model, os.environ)
         added = thread_environment(placed.threads, placed.shares_cpus, operator)
-        environment = {**operator, **added}
+        environment = {**operator, **added, **gpu_environment(model, operator)}
         threads = openmp_threads(placed.threads, environment)
         cache = model_cache if model.archive else None
-        plans[model.name] = ModelPlan(model, placed, environment, cache, threads)
+        plans[model.name] = ModelPlan(model, placed, environment, cache, threads, found[model.name])
     return plans
+
+
+def gpu_environment(model: ModelSettings, operator: Mapping[str, str]) -> dict[str, str]:
+    """The variables of CUDA that the plan sets: those of the template, which is shown all of a model's GPUs.
+
+    A worker is shown one of them, by the same variable. `gpus` has gone before the operator's environment by then: the reader of
+    the file has seen to it that it names none but the operator's.
+    """
+    if not model.gpus:
+        return {}
+    order = {} if ORDER_VARIABLE in operator else {ORDER_VARIABLE: "PCI_BUS_ID"}
+    return {**order, GPU_VARIABLE: ",".join(map(str, model.gpus))}
 
 
 def plan_cpus(settings: Settings, topology: Topology) -> Placement:
@@ -88,14 +112,16 @@ def plan_cpus(settings: Settings, topology: Topology) -> Placement:
 
 
 def explain_environment(
-    model: ModelSettings, placed: ModelPlacement, surroundings: Mapping[str, str]
+    model: ModelSettings, placed: ModelPlacement, environ: Mapping[str, str]
 ) -> tuple[Variable, ...]:
     """The variables that the plan adds for a model, and those of the operator that matter to
-    threads, which it leaves alone. `surroundings` is the supervisor's own environment.
+    threads, which it leaves alone. `environ` is the supervisor's own environment.
     """
-    operator = {**surroundings, **model.env}
+    operator = surroundings(model, environ)
     added = thread_environment(placed.threads, placed.shares_cpus, operator)
     shown = [Variable(name, value, "plan", OURS[name]) for name, value in added.items()]
+    for name, value in gpu_environment(model, operator).items():
+        shown.append(Variable(name, value, "plan", _GPU_REASONS[name] + _narrowed(name, operator)))
     for name in sorted(operator):
         if name in OURS or name.startswith(THREADING_PREFIXES):
             origin: Literal["file", "environment"] = "file" if name in model.env else "environment"
@@ -103,6 +129,13 @@ def explain_environment(
             value = MASK if is_secret(name) else operator[name]
             shown.append(Variable(name, value, origin, f"Set by the operator{instead}."))
     return tuple(shown)
+
+
+def _narrowed(name: str, operator: Mapping[str, str]) -> str:
+    """What of the operator's a variable for GPUs stands in the place of."""
+    if name not in operator:
+        return ""
+    return f" Chosen among {operator[name]}, which the environment has."
 
 
 def _instead(name: str, placed: ModelPlacement) -> str:

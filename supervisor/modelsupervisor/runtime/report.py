@@ -109,6 +109,7 @@ class Reporter:
             "generation": slot.generation,
             "cpus": list(placed.cpus) if placed.cpus is not None else None,
             "threads": plan.threads,
+            "gpu": plan.gpu(slot.key.index),
             "preload": plan.settings.preload,
             **self._memory_of(worker),
             "requests": place.answered_before + reading.requests,

@@ -193,6 +193,7 @@ class Supervisor:
             facts["pid"] = worker.pid if worker is not None else None
             if note.event == "worker.ready":
                 self.workers.recovered(note.slot, dict(note.fields))
+                facts = {**(worker.facts if worker is not None else {}), **facts}
         elif note.spare is not None:
             key, spares = note.spare, self.workers.spares
             facts = {"model": key.model, "spare": key.number, "pid": spares.pid_of(key)}
@@ -204,7 +205,7 @@ class Supervisor:
                 facts = {**self._templates.facts(note.template), **facts}
         else:
             facts["pid"] = self._edge.pid
-        self._edge.journal.emit(note.level, note.event, **facts, **dict(note.fields))
+        self._edge.journal.emit(note.level, note.event, **{**facts, **dict(note.fields)})
 
     def _show_progress(self) -> bool:
         if not self._edge.outlets.terminal:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -131,9 +130,10 @@ class Templates:
         template.channel, theirs = channel_pair()
         try:
             program = os.path.join(os.path.dirname(modelworker.__file__), "__main__.py")
-            arguments = [sys.executable, program, "--supervisor", str(self._edge.pid)]
+            python = plan.interpreter.path
+            arguments = [python, program, "--supervisor", str(self._edge.pid)]
             template.pid = os.posix_spawn(
-                sys.executable,
+                python,
                 [*arguments, "--channel", str(CHANNEL_NUMBER)],
                 dict(plan.environment),
                 file_actions=[
@@ -163,7 +163,10 @@ class Templates:
             "max_archive_size": plan.settings.max_archive_size,
             "handler": plan.settings.handler,
             "batch_size": plan.settings.batch_size,
-            "gpu_id": -1,
+            "preload": plan.settings.preload,
+            "python": plan.interpreter.path,
+            # Each worker sees one device, and the one that is seen is number 0; -1 is the CPU
+            "gpu_id": 0 if plan.settings.gpus else -1,
             # A model that floats must not inherit the CPUs that only the supervisor was told to stay on.
             "cpus": plan.placement.cpus or self._edge.allowed_cpus,
             "warmup": plan.settings.warmup,

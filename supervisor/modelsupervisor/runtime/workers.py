@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from dataclasses import dataclass, field
 from typing import Any
 
 from modelsupervisor.core.actions import (
@@ -33,6 +32,7 @@ from modelsupervisor.core.events import (
 )
 from modelsupervisor.core.reduce import assert_never
 from modelsupervisor.core.states import SlotKey, TemplateKey, Wear
+from modelsupervisor.log.catalogue import known_facts
 from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.births import (
     NotOurs,
@@ -69,6 +69,7 @@ class Worker:
     pid: int | None = None
     pidfd: int = -1
     complaint: Message | None = None  # its start_failed
+    facts: dict[str, Any] = field(default_factory=dict)  # what it said with its ready
 
 
 class Workers:
@@ -253,6 +254,7 @@ class Workers:
             pid = facts.get("pid") if isinstance(facts, dict) else None
             if worker.pid is None and isinstance(pid, int) and pid in processes.children():
                 self._adopt(worker, pid)
+            worker.facts = known_facts("worker.ready", facts)
             self._edge.post(WorkerReady(worker.key, worker.generation, self._edge.now()))
         else:
             self._note(worker, "warning", "worker.bad_message", reason=f"unknown kind {kind!r}")
@@ -351,15 +353,9 @@ class Workers:
 
     def recovered(self, key: SlotKey, facts: dict[str, Any]) -> None:
         """A worker is READY: note with the slot's last crash, the first time after it, what came of it."""
-        worker, place = self._present.get(key), self._edge.places[key]
-        crash = place.last_crash
-        if worker is not None and crash is not None and "successor" not in crash:
-            crash["successor"] = {
-                "generation": worker.generation,
-                "pid": worker.pid,
-                "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-                **facts,
-            }
+        worker = self._present.get(key)
+        if worker is not None:
+            self._edge.places[key].recovered(worker.generation, worker.pid, facts)
 
     def _close_channel(self, worker: Worker) -> None:
         if worker.channel is not None and not worker.channel.closed:
