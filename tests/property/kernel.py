@@ -7,8 +7,10 @@ the point of view of the processes, so that a mistake in the core would have to 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from typing import Protocol
 
 from modelsupervisor.core import actions as act
 from modelsupervisor.core import events as ev
@@ -22,8 +24,9 @@ from modelsupervisor.core.states import (
     State,
     TemplateKey,
     TemplatePhase,
+    Wear,
 )
-from support.schema import check_words
+from support.notes import check_note
 
 CLOSE = 1e-6  # seconds; sums of floating point times
 
@@ -43,6 +46,7 @@ class Stage(Enum):
     ASKED = "asked"
     BORN = "born"
     READY = "ready"
+    PARKED = "parked"  # a spare's: ready but for a slot
     GONE = "gone"
 
 
@@ -65,6 +69,9 @@ class Process:
     killed_at: float | None = None
     abandoned: bool = False
     reports: int = 0
+    seated: bool = False  # it was a spare
+    worn: Wear | None = None
+    recycled: bool = False  # it was told to go for that
 
     @property
     def unborn(self) -> bool:
@@ -81,6 +88,14 @@ class Process:
         """It was made to go in a way that its temper minds."""
         patience = (self.told_at, self.termed_at, self.killed_at, None)
         return any(time is not None for time in patience[self.temper : 3])
+
+
+class Birth(Protocol):
+    """What was asked of a template."""
+
+    template: TemplateKey
+    asked_at: float
+    known: bool
 
 
 @dataclass
@@ -152,7 +167,8 @@ class Kernel:
             case act.TellWorker():
                 process = self.processes[action.key, action.generation]
                 assert process.stage is Stage.READY and process.told_at is None
-                assert self._wanted_gone(action.key), "a serving worker was told to go for nothing"
+                if not self.wanted_gone(action.key):
+                    self.check_recycling(process)
                 process.told_at = self.now
             case act.SignalWorker():
                 self._signal_worker(before, action)
@@ -173,21 +189,29 @@ class Kernel:
                 assert action.command in self.pending, "an answer nobody waits for"
                 del self.pending[action.command]
             case act.Note():
-                check_words(action.level, action.event, dict(action.fields))
+                check_note(action)
             case act.Exit():
                 self.exits.append(action.code)
 
+    def check_recycling(self, process: Process) -> None:
+        """Nobody but those who stop or restart it may tell a worker to go; unless there is more to know of it."""
+        raise AssertionError("a serving worker was told to go for nothing")
+
     def _fork(self, action: act.ForkWorker) -> None:
-        assert self.stopping_at is None, "a birth after the stop"
-        rivals = [p for (key, _), p in self.processes.items() if key == action.key and p.there]
-        assert not rivals, f"two live generations in {action.key}"
-        newest = max((g for key, g in self.processes if key == action.key), default=0)
-        assert action.generation == newest + 1
         mould = self.moulds[action.template]
         assert mould.termed_at is None and mould.killed_at is None, (
             "a birth from a retired template"
         )
-        book = self.counts[action.key]
+        self.begin(Process(action.key, action.generation, action.template, self.now, self.temper))
+
+    def begin(self, process: Process) -> None:
+        """A slot gets a process, within every limit on its births."""
+        assert self.stopping_at is None, "a birth after the stop"
+        rivals = [p for (key, _), p in self.processes.items() if key == process.key and p.there]
+        assert not rivals, f"two live generations in {process.key}"
+        newest = max((g for key, g in self.processes if key == process.key), default=0)
+        assert process.generation == newest + 1
+        book = self.counts[process.key]
         if len(book.births) >= 20:
             assert book.births[-20] + 1.0 <= self.now + CLOSE, "more than 20 births in a second"
         assert book.wiped or self.now >= book.not_before - CLOSE, (
@@ -196,9 +220,7 @@ class Kernel:
         if book.charged >= 5 and not book.wiped:
             assert book.births[-1] + 1.0 <= self.now + CLOSE, "births do not slow down"
         book.births.append(self.now)
-        self.processes[action.key, action.generation] = Process(
-            action.key, action.generation, action.template, self.now, self.temper
-        )
+        self.processes[process.key, process.generation] = process
 
     def _start(self, action: act.StartTemplate) -> None:
         assert self.stopping_at is None, "a template after the stop"
@@ -220,11 +242,14 @@ class Kernel:
         policy = self.state.models[action.key.model].policy
         if action.ending is act.Ending.TERM:
             assert process.termed_at is None and process.killed_at is None
+            patience = policy.stop_timeout
+            if process.recycled and not self.wanted_gone(action.key):
+                patience = max(patience, policy.response_timeout)
             overdue = process.told_at is not None and (
-                self.now >= process.told_at + policy.stop_timeout - CLOSE
+                self.now >= process.told_at + patience - CLOSE
             )
             early = process.ready_at is None and (
-                self._wanted_gone(action.key) or before.slots[action.key].phase is Phase.STOPPING
+                self.wanted_gone(action.key) or before.slots[action.key].phase is Phase.STOPPING
             )
             assert overdue or early, "SIGTERM before its time"
             process.termed_at = self.now
@@ -258,10 +283,14 @@ class Kernel:
             process.template == action.key
             and not process.known
             and self.now >= process.asked_at + patience - CLOSE
-            for process in self.processes.values()
+            for process in self.births()
         )
         assert overdue or too_slow or no_birth or self.kill_all, "SIGKILL before its time"
         mould.killed_at = self.now
+
+    def births(self) -> Iterable[Birth]:
+        """Everything that templates were ever asked for."""
+        return self.processes.values()
 
     def _report_worker(self, action: act.ReportWorkerExit) -> None:
         process = self.processes[action.key, action.generation]
@@ -271,6 +300,9 @@ class Kernel:
         asked, failures = self.expected
         self.expected = None
         assert action.asked == asked
+        if process.recycled and self.stopping_at is None:
+            assert action.worn is process.worn, "nobody says why it was replaced"
+        assert action.worn in (None, process.worn), "replaced for something else"
         if self.counts[action.key].wiped:
             return
         assert action.failures == failures
@@ -282,7 +314,7 @@ class Kernel:
         elif action.next is act.Next.BACK_OFF:
             assert action.delay is not None and 0.0 < action.delay <= 30.0
 
-    def _wanted_gone(self, key: SlotKey) -> bool:
+    def wanted_gone(self, key: SlotKey) -> bool:
         """Somebody wants the present process of this slot away: a stop, or a restart of the slot or of its model."""
         covered = {(key.model, None), (key.model, key.index)}
         return self.stopping_at is not None or not covered.isdisjoint(self.pending.values())

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from property.kernel import CLOSE, Kernel, Mould, Process, Stage, Temper
+from property.kernel import CLOSE, Mould, Process, Stage, Temper
+from property.spare_kernel import SpareKernel
 
 from modelsupervisor.core import actions as act
 from modelsupervisor.core import events as ev
@@ -23,7 +24,7 @@ from modelsupervisor.core.states import Phase, Run, SlotKey, TemplatePhase
 __all__ = ["Simulation", "Stage", "Temper"]
 
 
-class Simulation(Kernel):
+class Simulation(SpareKernel):
     """One history. `now` only grows; `feed` is the only way to the core."""
 
     def copy(self) -> Simulation:
@@ -34,6 +35,8 @@ class Simulation(Kernel):
         twin.counts = {
             key: replace(book, births=list(book.births)) for key, book in self.counts.items()
         }
+        twin.spares = {key: copy.copy(spare) for key, spare in self.spares.items()}
+        twin.spare_counts = {name: replace(book) for name, book in self.spare_counts.items()}
         twin.pending, twin.exits = dict(self.pending), list(self.exits)
         return twin
 
@@ -45,7 +48,7 @@ class Simulation(Kernel):
         self.state, actions = reduce(before, event)
         if before.run is Run.DONE:
             assert (self.state, actions) == (before, ()), "something happened after the end"
-            self.expected = None
+            self.expected = self.expected_spare = None
             return ()
         if before.run is not Run.STOPPING and self.state.run in (Run.STOPPING, Run.DONE):
             self.stopping_at = self.stopping_at or self.now
@@ -53,7 +56,7 @@ class Simulation(Kernel):
             self.kill_all = True
         for action in actions:
             self.perform(before, action)
-        assert self.expected is None, "a death without its report"
+        assert self.expected is None and self.expected_spare is None, "a death without its report"
         self.check()
         if self.state.run is Run.DONE:
             self.check_books()
@@ -102,7 +105,9 @@ class Simulation(Kernel):
             self.now,
             *(state.run, state.stop_deadline, state.lost_deadline, state.exit_code, state.luck),
             *(*state.models.values(), *state.slots.values(), *state.templates.values()),
+            tuple(state.spares.values()),
             tuple(tuple(vars(process).values()) for process in self.processes.values()),
+            tuple(tuple(vars(spare).values()) for spare in self.spares.values()),
             tuple(tuple(vars(mould).values()) for mould in self.moulds.values()),
             tuple(self.pending.values()),
         )
@@ -135,6 +140,7 @@ class Simulation(Kernel):
     def load(self, mould: Mould) -> None:
         """A template says that it has loaded."""
         mould.stage = Stage.READY
+        self.serve_version(mould)
         self.feed(ev.TemplateLoaded(mould.key, self.now))
 
     def end_template(self, mould: Mould, reason: str, *, births_first: bool = False) -> None:
@@ -145,6 +151,9 @@ class Simulation(Kernel):
         for process in list(self.processes.values()):
             if process.template == mould.key and process.stage is Stage.ASKED and process.unborn:
                 self.fail_birth(process)
+        for spare in list(self.spares.values()):
+            if spare.template == mould.key and spare.stage is Stage.ASKED and spare.unborn:
+                self.end_spare(spare)
         if births_first:
             self.feed(ev.TemplateExited(mould.key, self.now, reason))
 
@@ -171,6 +180,7 @@ class Simulation(Kernel):
         process.stage = Stage.READY
         if self.state.slots[process.key].phase is Phase.STARTING:  # else it comes too late to count
             process.ready_at = self.now
+            self.seat_is_warm(process)
         self.feed(ev.WorkerReady(process.key, process.generation, self.now))
 
     def die(
@@ -218,6 +228,12 @@ class Simulation(Kernel):
                 else:
                     self.fail_birth(process)
                 moved = True
+        for spare in list(self.spares.values()):
+            killed = stuck_too and spare.killed_at is not None
+            alive = spare.there and spare.stage is not Stage.ASKED
+            if alive and (spare.going or killed):
+                self.end_spare(spare)
+                moved = True
         for mould in list(self.moulds.values()):
             killed = stuck_too and mould.killed_at is not None
             if mould.stage is not Stage.GONE and (mould.going or killed):
@@ -239,13 +255,23 @@ class Simulation(Kernel):
             if process.stage is Stage.BORN and process.termed_at is None and not process.killed_at:
                 self.ready(process)
                 return True
+        for spare in self.unborn_spares():
+            self.bear_spare(spare)
+            return True
+        for spare in self.living_spares(Stage.BORN):
+            if not spare.leaves:
+                self.park(spare)
+                return True
         return False
 
     def recover(self) -> None:
-        """In a world that does everything right every slot comes to READY and every command is answered, in bounded time."""
+        """In a world that does everything right all comes to rest in bounded time: every slot is READY, with a worker that is not
+        worn, every spare is parked, and every command is answered.
+        """
         policies = [model.policy for model in self.state.models.values()]
         patience = sum(
             6 * (30.0 + p.startup_timeout + p.stop_timeout + p.retry_failed_after + FORK_TIMEOUT)
+            + p.workers * (p.response_timeout + p.startup_timeout + TERM_GRACE)
             for p in policies
         )
         end = self.now + patience
@@ -255,7 +281,7 @@ class Simulation(Kernel):
             if self.obey(stuck_too=True) or self.serve_well():
                 continue
             ready = all(slot.phase is Phase.READY for slot in self.state.slots.values())
-            if ready and not self.pending:
+            if ready and not self.pending and self.spares_rest():
                 assert self.state.run is Run.RUNNING
                 return
             self._tick(end)
@@ -269,7 +295,7 @@ class Simulation(Kernel):
         # A leap may have passed the deadline of the stop before anybody woke.
         due = max(self.now, self.stopping_at + self.state.stop_timeout)
         end = due + TERM_GRACE + LOST_AFTER + CLOSE
-        for _ in range(20 + 10 * (len(self.processes) + len(self.moulds))):
+        for _ in range(20 + 10 * (len(self.processes) + len(self.moulds) + len(self.spares))):
             if self.state.run is Run.DONE:
                 break
             if not self.obey():

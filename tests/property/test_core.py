@@ -13,13 +13,13 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 from property.simulation import Simulation, Stage, Temper
+from property.spare_rules import PICK, SpareRules, spare_moves
 
 from modelsupervisor.core import events as ev
 from modelsupervisor.core.states import Policy, Run, SlotKey, TemplateKey
 
-PICK = st.integers(0, 5)
 SHORT = st.sampled_from([0.0, 0.004, 0.05, 0.3, 0.5, 0.999, 1.0, 2.5])
 LONG = st.sampled_from([4.0, 9.9, 10.0, 31.0, 61.0, 400.0])
 
@@ -31,13 +31,13 @@ POLICIES = st.builds(
     stable_after=st.sampled_from([0.001, 1.0, 10.0]),
     max_failures=st.sampled_from([1, 2, 5, 5, 50]),
     retry_failed_after=st.sampled_from([0.001, 5.0, 60.0]),
+    response_timeout=st.sampled_from([1.0, 120.0]),
+    spares=st.integers(0, 2),
 )
 
 
-class Histories(RuleBasedStateMachine):
+class Histories(SpareRules):
     """Rules are what can happen; a rule whose subject is not there is not drawn."""
-
-    world: Simulation
 
     @initialize(
         models=st.lists(POLICIES, min_size=1, max_size=2),
@@ -272,6 +272,7 @@ def moves(world: Simulation) -> list[Callable[[Simulation], None]]:
             found.append(lambda w, n=name: w.ready(w.processes[n]))  # type: ignore[misc]
         else:
             found.append(lambda w, n=name: w.die(w.processes[n], in_hand=1))  # type: ignore[misc]
+    found += spare_moves(world)
     found.append(Simulation.stop)
     found.append(lambda w: w.restart_model("a"))
     found.append(lambda w: w.restart_slot(SlotKey("a", 0)))
@@ -297,11 +298,14 @@ def walk(world: Simulation, depth: int, seen: dict[object, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "depth", "warm"), [(1, 6, False), (1, 6, True), (2, 5, True)], ids=str
+    ("workers", "spares", "depth", "warm"),
+    [(1, 0, 6, False), (1, 0, 6, True), (2, 0, 5, True), (1, 1, 5, True)],
+    ids=str,
 )
-def test_every_interleaving(workers: int, depth: int, warm: bool) -> None:
+def test_every_interleaving(workers: int, spares: int, depth: int, warm: bool) -> None:
     """No order of deaths, births, commands and deadlines breaks an invariant, and from each a stop ends."""
-    world = Simulation({"a": Policy(workers=workers, max_failures=2)}, exit_on_start_failure=False)
+    policy = Policy(workers=workers, spares=spares, max_failures=2)
+    world = Simulation({"a": policy}, exit_on_start_failure=False)
     world.start()
     if warm:
         world.recover()

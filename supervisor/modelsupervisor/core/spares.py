@@ -142,7 +142,9 @@ def _count(step: Step, spare: Spare, event: SpareExited) -> float:
         return max(0.0, (model.spare_at or step.now) - step.now)
     failures = 1 if stable else model.spare_failures + 1
     if failures >= policy.max_failures:
-        delay = policy.retry_failed_after
+        delay = max(policy.retry_failed_after, slots.SPARE_PAUSE)
+    elif stable:
+        delay = slots.SPARE_PAUSE  # however little `stable_after` asks of them
     else:
         delay = step.failure_delay(failures)
     later = max(step.now + delay, model.spare_at or step.now)
