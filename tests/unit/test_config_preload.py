@@ -117,11 +117,12 @@ def test_gpus_are_among_those_of_the_environment(
     ]
 
 
-def test_spares_and_several_gpus(folder: Path) -> None:
+@pytest.mark.parametrize("asked", ["spares = 1", "max_requests = 9", "memory_limit = 1GiB"])
+def test_spares_and_several_gpus(folder: Path, asked: str) -> None:
     """A spare would have to know its GPU before it has a slot; with a single one it does."""
-    lines = "preload = none\ngpus = 0,1\nspares = 1\n"
+    lines = f"preload = none\ngpus = 0,1\n{asked}\n"
     (mistake,) = mistakes(folder, lines)
-    assert mistake.startswith("workers.ini:6: [model:m] spares = 1: a spare has loaded the model")
+    assert mistake.startswith(f"workers.ini:6: [model:m] {asked}: a spare has loaded the model")
     assert read(folder, lines.replace("0,1", "0")).gpus == (0,)
 
 

@@ -24,6 +24,7 @@ _GPU_AFTER_FORK = (
 )
 
 
+# max_requests and memory_limit replace a worker by a spare that is born for it
 _GPU_OF_SPARE = (
     "a spare has loaded the model before anybody knows in which worker's place it will be, "
     "and so on which of several gpus"
@@ -82,9 +83,10 @@ def _check_gpus(model: ModelSection) -> None:
         return
     if model.preloads_model():
         model.add(gpus.entry, _GPU_AFTER_FORK, "preload = import or none with it")
-    spares = model.values.get("spares")
-    if len(gpus.value) > 1 and spares is not None and spares.entry is not None and spares.value:
-        model.add(spares.entry, _GPU_OF_SPARE, "no spares, or a single GPU")
+    for name in ("spares", "max_requests", "memory_limit") if len(gpus.value) > 1 else ():
+        asked = model.values.get(name)
+        if asked is not None and asked.entry is not None and asked.value:
+            model.add(asked.entry, _GPU_OF_SPARE, f"no {name}, or a single GPU")
     own = model.environment.get(GPU_VARIABLE)
     if own is not None:
         model.add(own, "gpus gives each worker a value of its own", "one of the two lines left out")
