@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -128,3 +129,43 @@ def test_a_wait_that_was_stopped_past_its_time() -> None:
         time.sleep(0.4)  # longer than its wait: that is what is tested
         process.send_signal(signal.SIGCONT)
         assert process.stdout.readline() == b"1\n"
+
+
+class Refusing:
+    """An epoll set whose next change or removal is refused."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self._epoll = epoll
+        self.refusals = 1
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("modify", "unregister") and self.refusals:
+            self.refusals -= 1
+            return self._refuse
+        return getattr(self._epoll, name)
+
+    @staticmethod
+    def _refuse(*_: int) -> None:
+        raise OSError(errno.ENOMEM, "told to")
+
+
+def test_a_change_or_removal_that_is_refused_is_made_up_for(
+    reactor: Reactor, pairs: list[tuple[socket.socket, socket.socket]]
+) -> None:
+    """By the next wait at the latest; nobody is woken by what was removed, and it can join again."""
+    ours, theirs = pairs[0]
+    theirs.send(b"x")
+    reactor.add(ours.fileno(), Rank.OPERATOR, lambda _: None)
+    kernel = Refusing(reactor._epoll)  # type: ignore[arg-type]
+    reactor._epoll = kernel  # type: ignore[assignment]
+    reactor.change(ours.fileno(), select.EPOLLOUT)
+    ((_, events),) = reactor.wait(0)
+    assert (events, kernel.refusals) == (select.EPOLLOUT, 0)
+    kernel.refusals = 1
+    reactor.remove(ours.fileno())
+    reactor.add(ours.fileno(), Rank.OPERATOR, lambda _: None)
+    assert [events for _, events in reactor.wait(0)] == [select.EPOLLIN]
+    kernel.refusals = 1
+    reactor.remove(ours.fileno())
+    assert reactor.wait(0) == []
+    assert not reactor._owed

@@ -12,6 +12,7 @@ A traceback whose rest does not come within HOLD is given out as far as it is th
 
 from __future__ import annotations
 
+import contextlib
 import select
 from collections.abc import Callable, Sequence
 
@@ -47,19 +48,20 @@ class Intake:
         self._turned = False  # since `tick`: one turn of the loop reads one turn's worth
 
     def open(self) -> None:
-        """Make the set."""
+        """Make the set. Raises OSError."""
         self._epoll = select.epoll()
-        self._watch(True)
+        self._reactor.add(self._epoll.fileno(), Rank.OUTPUT, lambda _: self._turn())
+        self._watched = True
 
     def close(self) -> None:
         """Let go; the streams' descriptors are their owners'."""
         if self._epoll is not None:
-            self._watch(False)
+            self._reactor.remove(self._epoll.fileno())
             self._epoll.close()
             self._epoll = None
 
     def add(self, stream: Stream) -> None:
-        """Read this stream from now on."""
+        """Read this stream from now on. Raises OSError where no more may be watched."""
         assert self._epoll is not None
         self._epoll.register(stream.fd, select.EPOLLIN)
         self._streams[stream.fd] = stream
@@ -68,7 +70,10 @@ class Intake:
         """No longer read it; before its descriptor is closed. What was read already is still given out."""
         if self._streams.pop(stream.fd, None) is not None:
             assert self._epoll is not None
-            self._epoll.unregister(stream.fd)
+            with contextlib.suppress(
+                OSError
+            ):  # its descriptor is closed next, and that takes it out too
+                self._epoll.unregister(stream.fd)
         stream.closed = True
         self._held.pop(stream, None)
         self._passed_over.pop(stream, None)
@@ -123,14 +128,10 @@ class Intake:
             self._held[stream] = size, self._now() + HOLD
 
     def _watch(self, watched: bool) -> None:
-        if watched == self._watched:
-            return
+        """Have the set wake the loop, or not: it stays a member, since to join again could be refused for want of memory."""
         assert self._epoll is not None
         self._watched = watched
-        if watched:
-            self._reactor.add(self._epoll.fileno(), Rank.OUTPUT, lambda _: self._turn())
-        else:
-            self._reactor.remove(self._epoll.fileno())
+        self._reactor.change(self._epoll.fileno(), select.EPOLLIN if watched else 0)
 
     def _turn(self) -> None:
         """Serve each stream that has something, once."""

@@ -70,13 +70,17 @@ class Operators:
             connection, _address = self._listener.accept()
         except OSError:
             return
-        connection.setblocking(False)
         operator = Operator(connection)
-        refusal = self._refusal(operator)
+        try:
+            connection.setblocking(False)
+            refusal = self._refusal(operator)
+            self._reactor.add(
+                connection.fileno(), Rank.OPERATOR, lambda events: self._on(operator, events)
+            )
+        except OSError:
+            connection.close()  # its end of file says at once that it will not be served
+            return
         self._all[connection.fileno()] = operator
-        self._reactor.add(
-            connection.fileno(), Rank.OPERATOR, lambda events: self._on(operator, events)
-        )
         if refusal:
             self.fail(operator, None, "refused", refusal)
             self._close_when_sent(operator)
@@ -96,7 +100,7 @@ class Operators:
         if gid == self._gid:
             return True
         try:
-            with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+            with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
                 groups = next(line for line in status if line.startswith("Groups:"))
         except (OSError, StopIteration):
             return False

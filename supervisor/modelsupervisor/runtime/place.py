@@ -41,7 +41,6 @@ class Place:
         self._rundir = rundir
         self._reactor = reactor
         self._intake = intake
-        self._refusing = False
         self.listener: socket.socket
         self.streams: tuple[Stream, Stream]
 
@@ -64,6 +63,8 @@ class Place:
         self.streams = (stream("stdout"), stream("stderr"))
         self.listener = self._rundir.listen(self.name("sock"))
         self.listener.setblocking(False)
+        # In the set from the start, for no events: to join it when a slot has failed could be refused for want of memory
+        self._reactor.add(self.listener.fileno(), Rank.OPERATOR, self._turn_away, 0)
         for each in self.streams:
             self._intake.add(each)
 
@@ -88,15 +89,7 @@ class Place:
 
     def refuse(self, refusing: bool) -> None:
         """While nobody will serve here, accept and close at once, so that nobody queues behind nobody."""
-        if refusing == self._refusing:
-            return
-        self._refusing = refusing
-        if refusing:
-            self._reactor.add(
-                self.listener.fileno(), Rank.OPERATOR, self._turn_away, select.EPOLLIN
-            )
-        else:
-            self._reactor.remove(self.listener.fileno())
+        self._reactor.change(self.listener.fileno(), select.EPOLLIN if refusing else 0)
 
     def _turn_away(self, _: int) -> None:
         for _turn in range(64):
@@ -115,9 +108,9 @@ class Place:
 
     def close(self) -> None:
         """Close the descriptors."""
-        self.refuse(False)
         for stream in getattr(self, "streams", ()):
             self._intake.remove(stream)
             os.close(stream.fd)
         if hasattr(self, "listener"):
+            self._reactor.remove(self.listener.fileno())
             self.listener.close()

@@ -5,10 +5,15 @@ floods its stdout cannot put off the news that another one died. A turn serves e
 
 A callback may remove other members, and the kernel may give a closed number to a new file within the same turn; so what is served
 is the member that was ready, and only while it still is one.
+
+Only `add` can fail for a reason, a limit or a lack of memory, and then nothing is watched. A change or a removal needs nothing
+more than the set has; should the kernel refuse one all the same, it is owed and asked again before the next wait, so that no
+caller has a second way to go, and what is no member any more wakes nobody for ever.
 """
 
 from __future__ import annotations
 
+import errno
 import math
 import select
 from collections.abc import Callable
@@ -24,14 +29,15 @@ class Rank(IntEnum):
 
 
 class Watch:
-    """A descriptor in the set, its rank and what to call with the epoll event mask."""
+    """A descriptor in the set, its rank, what to call with the epoll event mask, and the events that it waits for."""
 
-    __slots__ = ("callback", "fd", "rank")
+    __slots__ = ("callback", "events", "fd", "rank")
 
-    def __init__(self, fd: int, rank: Rank, callback: Callable[[int], None]) -> None:
+    def __init__(self, fd: int, rank: Rank, callback: Callable[[int], None], events: int) -> None:
         self.fd = fd
         self.rank = rank
         self.callback = callback
+        self.events = events
 
 
 class Reactor:
@@ -39,6 +45,7 @@ class Reactor:
 
     def __init__(self) -> None:
         self._watches: dict[int, Watch] = {}
+        self._owed: set[int] = set()  # descriptors whose change or removal the kernel refused
         self._epoll: select.epoll | None = None
 
     def open(self) -> None:
@@ -48,31 +55,53 @@ class Reactor:
     def close(self) -> None:
         """Let the kernel's side go; the descriptors stay their owners'."""
         self._watches.clear()
+        self._owed.clear()
         if self._epoll is not None:
             self._epoll.close()
 
     def add(
         self, fd: int, rank: Rank, callback: Callable[[int], None], events: int = select.EPOLLIN
     ) -> None:
-        """Watch a descriptor. Raises OSError (EPERM) for a regular file."""
+        """Watch a descriptor. Raises OSError: EPERM for a regular file, ENOSPC or ENOMEM where no more may be watched."""
         assert self._epoll is not None
-        self._epoll.register(fd, events)
-        self._watches[fd] = Watch(fd, rank, callback)
+        try:
+            self._epoll.register(fd, events)
+        except FileExistsError:  # its removal is owed
+            self._epoll.modify(fd, events)
+        self._owed.discard(fd)
+        self._watches[fd] = Watch(fd, rank, callback, events)
 
     def change(self, fd: int, events: int) -> None:
         """Watch for other events."""
-        assert self._epoll is not None
-        self._epoll.modify(fd, events)
+        watch = self._watches[fd]
+        if watch.events != events:
+            watch.events = events
+            self._bring_up_to_date(fd)
 
     def remove(self, fd: int) -> None:
         """Stop watching; to be called before the descriptor is closed. Removing one that is not watched does nothing."""
         if self._watches.pop(fd, None) is not None:
-            assert self._epoll is not None
-            self._epoll.unregister(fd)
+            self._bring_up_to_date(fd)
+
+    def _bring_up_to_date(self, fd: int) -> None:
+        assert self._epoll is not None
+        watch = self._watches.get(fd)
+        self._owed.discard(fd)
+        try:
+            if watch is not None:
+                self._epoll.modify(fd, watch.events)
+            else:
+                self._epoll.unregister(fd)
+        except OSError as error:
+            # Closed in the meantime, and so out of the set
+            if error.errno not in (errno.ENOENT, errno.EBADF):
+                self._owed.add(fd)
 
     def wait(self, timeout: float | None) -> list[tuple[Watch, int]]:
         """Wait for ready descriptors (None: for ever, else seconds), in the order of their ranks."""
         assert self._epoll is not None
+        for fd in list(self._owed):
+            self._bring_up_to_date(fd)
         # Rounded up to the millisecond that epoll counts in: rounded down, the last millisecond before a deadline would spin.
         wait = -1.0 if timeout is None else math.ceil(max(0.0, timeout) * 1000) / 1000
         most = max(64, len(self._watches))
