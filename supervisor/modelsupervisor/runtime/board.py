@@ -7,6 +7,7 @@ import os
 
 from modelworker.scoreboard import RECORD_SIZE, Reading, read_record
 
+from modelsupervisor.errors import StartError
 from modelsupervisor.runtime.rundir import RunDirectory
 
 NOTHING = Reading(generation=0, requests=0, busy_since=0.0, in_hand=0, ids=())
@@ -24,7 +25,10 @@ class Board:
     def make(self) -> None:
         """Make and map the file. Raises StartError."""
         self.fd = self._rundir.scoreboard(self._size)
-        self._map = mmap.mmap(self.fd, self._size, prot=mmap.PROT_READ)
+        try:
+            self._map = mmap.mmap(self.fd, self._size, prot=mmap.PROT_READ)
+        except OSError as error:
+            raise StartError(f"cannot map the scoreboard: {error.strerror}") from error
 
     @staticmethod
     def offset(number: int) -> int:

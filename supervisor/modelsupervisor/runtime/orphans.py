@@ -66,7 +66,11 @@ class Orphans:
     def _end_one(self, pid: int) -> None:
         command = processes.command_of(pid)
         expected = pid in self._edge.doomed or processes.is_zombie(pid)
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            processes.kill_child(pid)  # and the next round sees to it
+            return
         try:
             processes.send_signal(pidfd, signal.SIGKILL)
             if not expected:

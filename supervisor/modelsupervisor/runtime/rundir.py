@@ -25,7 +25,12 @@ from dataclasses import dataclass
 
 from modelworker.scoreboard import RECORD_SIZE
 
-from modelsupervisor.errors import AlreadyRunningError, RunDirectoryError, StartError
+from modelsupervisor.errors import (
+    AlreadyRunningError,
+    ModelSupervisorError,
+    RunDirectoryError,
+    StartError,
+)
 
 LOCK = "lock"
 CONTROL = "control.sock"
@@ -48,6 +53,15 @@ def _owner_bits() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+@contextlib.contextmanager
+def _told_as(kind: type[ModelSupervisorError], what: str) -> Iterator[None]:
+    """A system call that fails in here becomes an error of ours: these words, and the kernel's reason."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -108,16 +122,13 @@ class RunDirectory:
     def open(self) -> None:
         """Make the directory where it is missing, open and check it. Raises RunDirectoryError."""
         mode = self.access.directory_mode
-        try:
-            with _owner_bits():
-                os.mkdir(self.path, mode)
-            made = True
-        except FileExistsError:
-            made = False
-        except OSError as error:
-            raise RunDirectoryError(
-                f"cannot make run directory {self.path}: {error.strerror}"
-            ) from None
+        with _told_as(RunDirectoryError, f"cannot make run directory {self.path}"):
+            try:
+                with _owner_bits():
+                    os.mkdir(self.path, mode)
+                made = True
+            except FileExistsError:
+                made = False
         try:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             self._fd = os.open(self.path, flags)
@@ -126,9 +137,11 @@ class RunDirectory:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 text = "it is not a directory, or a symbolic link"
             raise RunDirectoryError(f"cannot use run directory {self.path}: {text}") from None
-        if made:  # whatever the umask was
-            self._give(self._fd, mode)
-        self._check(os.fstat(self._fd), mode)
+        with _told_as(RunDirectoryError, f"cannot use run directory {self.path}"):
+            if made:  # whatever the umask was
+                self._give(self._fd, mode)
+            status = os.fstat(self._fd)
+        self._check(status, mode)
 
     def _give(self, target: int | str, mode: int) -> None:
         if self.access.gid is not None:
@@ -160,10 +173,23 @@ class RunDirectory:
         except OSError as error:
             text = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
             raise RunDirectoryError(f"cannot use {self.path}/{LOCK}: {text}") from None
+        try:
+            with _told_as(RunDirectoryError, f"cannot use {self.path}/{LOCK}"):
+                self._claim(lock)
+        except ModelSupervisorError:
+            os.close(lock)
+            raise
+        self._lock = lock
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n{about}\n".encode(errors="surrogateescape"), 0)
+        except OSError:
+            pass  # a full disk: the lock is the truth, the text in it a courtesy
+
+    def _claim(self, lock: int) -> None:
         status = os.fstat(lock)
         ours = status.st_uid == os.geteuid() and status.st_nlink == 1
         if not stat.S_ISREG(status.st_mode) or not ours:
-            os.close(lock)
             raise RunDirectoryError(
                 f"{self.path}/{LOCK} is not a regular file of ours, with one name; left alone"
             )
@@ -171,19 +197,12 @@ class RunDirectory:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(lock, 4096, 0).decode(errors="replace").split("\n")
-            os.close(lock)
             raise AlreadyRunningError(
                 f"a supervisor is already running in {self.path} "
                 f"(pid {holder[0] or 'unknown'}); nothing was touched"
             ) from None
-        self._lock = lock
         # Whatever the umask was: without it the next start might not open its own file
         os.fchmod(lock, 0o600)
-        try:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n{about}\n".encode(errors="surrogateescape"), 0)
-        except OSError:
-            pass  # a full disk: the lock is the truth, the text in it a courtesy
 
     # -- the sweep ------------------------------------------------------------------------------------------------
 
@@ -194,7 +213,8 @@ class RunDirectory:
 
         Raises RunDirectoryError naming every needed path on which something lies that is not a leftover of ours.
         """
-        found = [name for name in sorted(os.listdir(self._fd)) if is_ours(name)]
+        with _told_as(RunDirectoryError, f"cannot list run directory {self.path}"):
+            found = [name for name in sorted(os.listdir(self._fd)) if is_ours(name)]
         patience = SWEEP_PATIENCE
         results: dict[str, Leftover] = {}
         while True:
@@ -217,9 +237,13 @@ class RunDirectory:
 
     def _sweep_one(self, name: str) -> Leftover:
         try:
-            status = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+            return self._sweep_found(name, os.stat(name, dir_fd=self._fd, follow_symlinks=False))
         except FileNotFoundError:
             return Leftover(name, True, "gone")
+        except OSError as error:
+            return Leftover(name, False, f"it cannot be removed: {error.strerror}")
+
+    def _sweep_found(self, name: str, status: os.stat_result) -> Leftover:
         mode = status.st_mode
         board = name == SCOREBOARD and _is_scoreboard(status)
         if not (stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode) or board):
@@ -252,35 +276,41 @@ class RunDirectory:
 
     def listen(self, name: str) -> socket.socket:
         """A listening socket under a name: it appears there bound, with its mode, and listening, or not at all."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            listener.bind(self.through_fd(ASIDE))
-            aside = os.stat(ASIDE, dir_fd=self._fd, follow_symlinks=False)
-            self._made[ASIDE] = _identity(aside)
-            self._give(self.through_fd(ASIDE), self.access.socket_mode)
-            listener.listen(BACKLOG)
-            os.link(ASIDE, name, src_dir_fd=self._fd, dst_dir_fd=self._fd, follow_symlinks=False)
-            self._made[name] = _identity(aside)
-            self.remove(ASIDE)
-        except OSError as error:
-            listener.close()
-            raise StartError(f"cannot make socket {self.path}/{name}: {error.strerror}") from error
+        with _told_as(StartError, f"cannot make socket {self.path}/{name}"):
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            try:
+                self._show(listener, name)
+            except OSError:
+                listener.close()
+                raise
         return listener
+
+    def _show(self, listener: socket.socket, name: str) -> None:
+        listener.bind(self.through_fd(ASIDE))
+        aside = os.stat(ASIDE, dir_fd=self._fd, follow_symlinks=False)
+        self._made[ASIDE] = _identity(aside)
+        self._give(self.through_fd(ASIDE), self.access.socket_mode)
+        listener.listen(BACKLOG)
+        os.link(ASIDE, name, src_dir_fd=self._fd, dst_dir_fd=self._fd, follow_symlinks=False)
+        self._made[name] = _identity(aside)
+        self.remove(ASIDE)
 
     def fifo(self, name: str, size: int) -> int:
         """A FIFO under a name, open for reading and writing: so it never blocks, never ends, and keeps a dead worker's words.
 
         `size` is the buffer in bytes that is asked for; the kernel may grant less to an unprivileged user.
         """
-        try:
+        with _told_as(StartError, f"cannot make FIFO {self.path}/{name}"):
             with _owner_bits():
                 os.mkfifo(name, 0o600, dir_fd=self._fd)
             self._made[name] = _identity(os.stat(name, dir_fd=self._fd, follow_symlinks=False))
             flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
             fifo = os.open(name, flags, dir_fd=self._fd)
-        except OSError as error:
-            raise StartError(f"cannot make FIFO {self.path}/{name}: {error.strerror}") from error
-        os.fchmod(fifo, 0o600)
+            try:
+                os.fchmod(fifo, 0o600)
+            except OSError:
+                os.close(fifo)
+                raise
         try:
             fcntl.fcntl(fifo, fcntl.F_SETPIPE_SZ, size)
         except OSError:
@@ -290,15 +320,16 @@ class RunDirectory:
 
     def scoreboard(self, size: int) -> int:
         """The shared memory file, of `size` bytes that are really there: a mapping of a full file system's hole is a SIGBUS."""
-        try:
+        with _told_as(StartError, f"cannot make {self.path}/{SCOREBOARD} of {size} bytes"):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             board = os.open(SCOREBOARD, flags, 0o600, dir_fd=self._fd)
-            self._made[SCOREBOARD] = _identity(os.fstat(board))
-            os.fchmod(board, 0o600)
-            os.posix_fallocate(board, 0, size)
-        except OSError as error:
-            text = f"cannot make {self.path}/{SCOREBOARD} of {size} bytes: {error.strerror}"
-            raise StartError(text) from error
+            try:
+                self._made[SCOREBOARD] = _identity(os.fstat(board))
+                os.fchmod(board, 0o600)
+                os.posix_fallocate(board, 0, size)
+            except OSError:
+                os.close(board)
+                raise
         return board
 
     def identity(self, name: str) -> Identity | None:
@@ -306,9 +337,14 @@ class RunDirectory:
         return self._made.get(name)
 
     def remove(self, name: str) -> bool:
-        """Unlink what we made under a name, if it is still that; False where something else lies there now."""
-        identity = self._made.pop(name, None)
-        return identity is not None and self._unlink_if(name, identity)
+        """Unlink what we made under a name, if it is still that; False where something else lies there now.
+
+        Raises OSError where the file system refuses; then it is still ours to remove.
+        """
+        identity = self._made.get(name)
+        removed = identity is not None and self._unlink_if(name, identity)
+        self._made.pop(name, None)
+        return removed
 
     def _unlink_if(self, name: str, identity: Identity) -> bool:
         try:
@@ -320,17 +356,35 @@ class RunDirectory:
             return False
         return True
 
-    def close(self) -> list[str]:
-        """Remove everything that we made and let the lock go; returns the names that turned out to be somebody else's."""
-        there = set(os.listdir(self._fd)) if self._made else set()
-        foreign = [name for name in list(self._made) if not self.remove(name) and name in there]
+    def close(self) -> list[Leftover]:
+        """Remove everything that we made and let the lock go; returns what is left, and why: it turned out to be somebody else's,
+        or the file system refused twice.
+        """
+        kept: dict[str, Leftover] = {}
+        for name in [*self._made, *self._made]:
+            if name in self._made:
+                kept.pop(name, None)
+                reason = self._remove_at_last(name)
+                if reason:
+                    kept[name] = Leftover(name, False, reason)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        return foreign
+        return list(kept.values())
+
+    def _remove_at_last(self, name: str) -> str:
+        """Why a name of ours is still there, "" where it is not."""
+        try:
+            os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+            return "" if self.remove(name) else "it is not ours any more"
+        except FileNotFoundError:
+            del self._made[name]
+            return ""
+        except OSError as error:
+            return f"it cannot be removed: {error.strerror}"
 
 
 _ANSWERS = "a living socket: something answers on it"

@@ -40,7 +40,7 @@ class Signals:
         self._wake: socket.socket
 
     def install(self) -> None:
-        """Take over every signal that the supervisor answers or must survive."""
+        """Take over every signal that the supervisor answers or must survive. Raises OSError."""
         self._awake, self._wake = socket.socketpair()
         self._awake.setblocking(False)
         self._wake.setblocking(False)
@@ -69,6 +69,8 @@ class Signals:
 
     def restore(self) -> None:
         """Give the signals back as they were."""
+        if not self._previous:
+            return  # it was never installed
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         signal.set_wakeup_fd(-1)
         for number, previous in self._previous.items():

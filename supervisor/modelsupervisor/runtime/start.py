@@ -2,7 +2,8 @@
 
 The order is the safety. Signals are taken before anything is made, so that a TERM at any moment finds its way through the same
 clean-up; the lock comes before the first look at what lies in the run directory; sockets are the last thing made. On every path
-out, the files go first, then the lock, and the operators' connections last: their end of file says that all of it is done.
+out, the files go first, then the lock, and the operators' connections last: their end of file says that all of it is done. One
+step of the end that fails keeps no other from being taken.
 """
 
 from __future__ import annotations
@@ -153,13 +154,9 @@ class Session:
     def run(self) -> int:
         """The whole run; returns the exit code. Raises an error of our tree when it could not begin."""
         begun = Edge.now()
-        self._signals.install()
-        self._reactor.open()
-        self._intake.open()
         code = 0
         try:
-            edge = self._prepare()
-            supervisor = self._make(edge, begun)
+            supervisor = self._begin(begun)
             gc.freeze()  # what is here now stays: collecting need not look at it again
             code = supervisor.run()
         except _Stopped:
@@ -167,6 +164,21 @@ class Session:
         finally:
             self._end(code, begun)
         return code
+
+    def _begin(self, begun: float) -> Supervisor:
+        """Everything that can fail before there is a supervisor; a call that fails is told by what it was for."""
+        what = "take over the signals"
+        try:
+            self._signals.install()
+            what = "make the event loop"
+            self._reactor.open()
+            self._intake.open()
+            what = "prepare the log and the run directory"
+            edge = self._prepare()
+            what = f"open what is needed in {self._rundir.path}"
+            return self._make(edge, begun)
+        except OSError as error:
+            raise StartError(f"cannot {what}: {error.strerror}; nothing was started") from error
 
     def _open_log(self) -> None:
         """Raises ConfigurationError for a log file that cannot be one, StartError where there is no log to be had."""
@@ -275,6 +287,7 @@ class Session:
         gid = self._rundir.access.gid
         self._operators = Operators(self._reactor, control, gid, supervisor.command)
         self._operators.open()
+        supervisor.take_signals()
         supervisor.serve_operators(
             self._operators, Reporter(edge, supervisor.workers, self._rundir.path, begun)
         )
@@ -300,36 +313,39 @@ class Session:
             raise _Stopped
 
     def _end(self, code: int, begun: float) -> None:
-        """Undo everything, whatever of it was made."""
-        if self._supervisor is not None:
-            self._supervisor.end_orphans()
-            self._supervisor.take_rest()
-        self._intake.finish_all(Edge.now() + LAST_FLUSH)
-        for place_ in self._places.values():
-            place_.close()
-        self._board.close()
-        self._clear_cache()
-        for name in self._rundir.close():
+        """Undo everything, whatever of it was made; here in the order from the last to the first."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._signals.restore)
+            undo.callback(self._reactor.close)
+            if self._operators is not None:
+                undo.callback(self._operators.close)
+            undo.callback(self._intake.close)
+            if self._supervisor is not None:
+                undo.callback(self._supervisor.end_followers)
+            undo.callback(self._outlets.end, LAST_FLUSH, pid=os.getpid())
+            undo.callback(self._say_the_last, code, begun)
+            undo.callback(self._remove_files)
+            undo.callback(self._clear_cache)
+            undo.callback(self._board.close)
+            for place_ in self._places.values():
+                undo.callback(place_.close)
+            undo.callback(self._intake.finish_all, Edge.now() + LAST_FLUSH)
+            if self._supervisor is not None:
+                undo.callback(self._supervisor.take_rest)
+                undo.callback(self._supervisor.end_orphans)
+
+    def _remove_files(self) -> None:
+        for left in self._rundir.close():
             self._journal.emit(
-                "error",
-                "leftover.kept",
-                pid=os.getpid(),
-                name=name,
-                reason="it is not ours any more",
+                "error", "leftover.kept", pid=os.getpid(), name=left.name, reason=left.reason
             )
+
+    def _say_the_last(self, code: int, begun: float) -> None:
         if self._supervisor is not None:
             uptime = round(Edge.now() - begun, 3)
             self._journal.emit(
                 "info", "supervisor.stopped", pid=os.getpid(), code=code, uptime_s=uptime
             )
-        self._outlets.end(LAST_FLUSH, pid=os.getpid())
-        if self._supervisor is not None:
-            self._supervisor.end_followers()
-        self._intake.close()
-        if self._operators is not None:
-            self._operators.close()
-        self._reactor.close()
-        self._signals.restore()
 
 
 def run(settings: Settings, run_dir: str) -> int:

@@ -78,6 +78,10 @@ class Supervisor:
         """Whose output comes out of a slot's FIFOs now; None where that is not known yet."""
         return self.workers.voice(key, self._state.slots[key].generation)
 
+    def take_signals(self) -> None:
+        """Answer signals from here on. Raises OSError."""
+        self._edge.reactor.add(self._signals.fileno(), Rank.LIFE, self._on_signals)
+
     def serve_operators(self, operators: Operators, reporter: Reporter) -> None:
         """Take commands from here on."""
         self._operators = operators
@@ -94,7 +98,6 @@ class Supervisor:
     def run(self) -> int:
         """Run until nothing is left to run; returns the exit code. From here on, we do not die of what others do."""
         reactor = self._edge.reactor
-        reactor.add(self._signals.fileno(), Rank.LIFE, self._on_signals)
         self.post(Started(self._edge.now()))
         self._settle()
         while self._exit is None:
