@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from modelsupervisor.core.states import SlotKey
 from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.board import Board
 from modelsupervisor.runtime.edge import Edge
 from modelsupervisor.runtime.messages import Message
+from modelsupervisor.runtime.reactor import Rank
 
 
 class NotOurs(Exception):
@@ -54,19 +54,27 @@ def slot_descriptors(edge: Edge, key: SlotKey) -> Iterator[list[int]]:
         os.close(err)
 
 
-def open_newborn(pid: int, taken: set[int]) -> int:
-    """A pidfd of the child that a birth is said to have brought; `taken` are those we know already. Raises NotOurs."""
+def adopt(edge: Edge, pid: int, taken: set[int], on_exit: Callable[[], None]) -> int:
+    """A pidfd, watched, of the child that a birth is said to have brought; `taken` are those we know already. Raises NotOurs.
+
+    A child whose end we would not see may not live: it is killed, and reaped like an orphan.
+    """
     if pid in taken or not processes.is_child(pid):
         raise NotOurs(f"the process that it was said to be, {pid}, is no new child of ours")
+    pidfd = -1
     try:
-        return os.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid)
+        edge.reactor.add(pidfd, Rank.LIFE, lambda _: on_exit())
     except OSError as error:
-        raise NotOurs(f"its process is gone: {error.strerror}") from None
+        edge.doomed.add(pid)
+        processes.kill_child(pid)
+        if pidfd >= 0:
+            os.close(pidfd)
+        raise NotOurs(f"its process cannot be watched: {error.strerror}") from None
+    return pidfd
 
 
 def end_unwanted(pid: int) -> None:
     """A birth that was given up came after all: nobody wants the process."""
     if pid in processes.children():
-        pidfd = os.pidfd_open(pid)
-        processes.send_signal(pidfd, signal.SIGKILL)
-        os.close(pidfd)
+        processes.kill_child(pid)

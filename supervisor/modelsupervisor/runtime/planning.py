@@ -175,7 +175,7 @@ def plan_fifos(slots: int) -> FifoPlan:
     if os.geteuid() == 0:
         return FifoPlan(FIFO_SIZE, count, "the full size: root has no limit of pipe buffers")
     try:
-        with open(PIPE_BUDGET, encoding="ascii") as limit:
+        with open(PIPE_BUDGET, encoding="utf-8") as limit:
             budget = int(limit.read()) * resource.getpagesize() // 2
     except (OSError, ValueError):
         reason = "the kernel's default: fs.pipe-user-pages-soft cannot be read"

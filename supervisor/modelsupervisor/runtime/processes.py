@@ -11,7 +11,6 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -74,10 +73,11 @@ def send_signal(pidfd: int, number: signal.Signals) -> bool:
     return True
 
 
-def _others() -> Iterator[int]:
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            yield int(name)
+def _others() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return []
 
 
 def kill_session(session: int) -> list[int]:
@@ -85,7 +85,8 @@ def kill_session(session: int) -> list[int]:
 
     The unreaped leader pins the number, so that no new session can have it. A member is opened first and asked again for its
     session, since its pid may have changed hands between the listing and the signal. Asking is a system call of a microsecond;
-    reading every /proc/PID/stat instead costs milliseconds on the restart path.
+    reading every /proc/PID/stat instead costs milliseconds on the restart path. Whom it cannot find, or open, for want of a
+    descriptor, becomes our child, is reported as an orphan and ends with us.
     """
     killed = []
     for pid in _others():
@@ -129,6 +130,12 @@ def is_child(pid: int) -> bool:
     return True
 
 
+def kill_child(pid: int) -> None:
+    """SIGKILL a child of ours that has no descriptor here; its number is its own until we reap it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 def reap_pid(pid: int) -> None:
     """Reap a child that has no descriptor here: an orphan that was reparented to us."""
     with contextlib.suppress(ChildProcessError):
@@ -138,7 +145,8 @@ def reap_pid(pid: int) -> None:
 def children() -> list[int]:
     """The pids of our children, the zombies among them."""
     try:
-        with open("/proc/thread-self/children", encoding="ascii") as listing:
+        # No codec that the interpreter would have to load first: that takes a descriptor of its own
+        with open("/proc/thread-self/children", encoding="utf-8") as listing:
             return [int(pid) for pid in listing.read().split()]
     except OSError:
         return []  # a kernel without CONFIG_PROC_CHILDREN: living orphans then go unreported

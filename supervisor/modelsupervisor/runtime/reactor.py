@@ -78,6 +78,10 @@ class Reactor:
             watch.events = events
             self._bring_up_to_date(fd)
 
+    def pass_on(self, fd: int, callback: Callable[[int], None]) -> None:
+        """Call somebody else for a descriptor from now on. It does not leave the set for that: it might not be let in again."""
+        self._watches[fd].callback = callback
+
     def remove(self, fd: int) -> None:
         """Stop watching; to be called before the descriptor is closed. Removing one that is not watched does nothing."""
         if self._watches.pop(fd, None) is not None:

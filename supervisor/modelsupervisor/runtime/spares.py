@@ -25,7 +25,7 @@ from modelsupervisor.core.events import SpareBorn, SpareExited, SpareParked
 from modelsupervisor.core.reduce import assert_never
 from modelsupervisor.core.states import Blame, SpareKey, TemplateKey
 from modelsupervisor.runtime import processes
-from modelsupervisor.runtime.births import NotOurs, end_unwanted, open_newborn
+from modelsupervisor.runtime.births import NotOurs, adopt, end_unwanted
 from modelsupervisor.runtime.edge import Edge
 from modelsupervisor.runtime.messages import (
     Message,
@@ -125,11 +125,13 @@ class Spares:
         try:
             spare.channel, theirs = channel_pair()
             with theirs:
+                self._edge.reactor.add(
+                    spare.channel.fileno(), Rank.LIFE, lambda _: self._on_channel(spare)
+                )
                 template.send(message, [theirs.fileno()])
         except OSError as error:
             self._fail_birth(spare, f"cannot ask the template: {error.strerror}")
             return False
-        self._edge.reactor.add(spare.channel.fileno(), Rank.LIFE, lambda _: self._on_channel(spare))
         return True
 
     def on_template_answer(self, template: TemplateKey, message: Message) -> None:
@@ -149,12 +151,11 @@ class Spares:
 
     def _adopt(self, spare: SpareProcess, pid: int) -> None:
         try:
-            spare.pidfd = open_newborn(pid, self._taken())
+            spare.pidfd = adopt(self._edge, pid, self._taken(), lambda: self._on_exit(spare))
         except NotOurs as error:
             self._fail_birth(spare, str(error))
             return
         spare.pid = pid
-        self._edge.reactor.add(spare.pidfd, Rank.LIFE, lambda _: self._on_exit(spare))
         self._edge.post(SpareBorn(spare.key, self._edge.now()))
 
     def on_template_gone(self, template: TemplateKey) -> None:
@@ -203,13 +204,8 @@ class Spares:
         )
 
     def take(self, key: SpareKey) -> SpareProcess:
-        """Let go of a spare that is to be seated: from here on it is somebody else's to look after."""
-        spare = self._all.pop(key)
-        assert spare.channel is not None
-        if not spare.channel.closed:
-            self._edge.reactor.remove(spare.channel.fileno())
-        self._edge.reactor.remove(spare.pidfd)
-        return spare
+        """Let go of a spare that is to be seated: from here on it is somebody else's to look after, and to be called for."""
+        return self._all.pop(key)
 
     def signal(self, key: SpareKey, ending: Ending) -> None:
         """Send SIGTERM or SIGKILL."""

@@ -111,10 +111,18 @@ class Templates:
         try:
             self._spawn(template)
         except OSError as error:
-            self._discard(template)
+            self._give_up(template)
             reason = f"cannot start an interpreter: {error.strerror}"
             self._dead[key] = template
             self._edge.post(TemplateExited(key, self._edge.now(), reason))
+
+    def _give_up(self, template: TemplateProcess) -> None:
+        """Undo a start that failed on its way; a process that there is already ends, and is reaped like an orphan."""
+        if template.pid:
+            self._edge.doomed.add(template.pid)
+            processes.kill_child(template.pid)
+        self._all.pop(template.key, None)
+        self._discard(template)
 
     def _spawn(self, template: TemplateProcess) -> None:
         model = template.key.model
@@ -151,7 +159,8 @@ class Templates:
         template.pidfd = os.pidfd_open(template.pid)
         self._all[template.key] = template
         self._watch(template)
-        with contextlib.suppress(OSError):  # it died already: its exit follows and says more
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # Those say that it died already: its exit follows, and says more
             template.channel.send({"kind": "load", "spec": self._spec(model)})
 
     def _spec(self, model: str) -> dict[str, Any]:

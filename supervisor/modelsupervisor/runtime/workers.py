@@ -37,7 +37,7 @@ from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.births import (
     NotOurs,
     end_unwanted,
-    open_newborn,
+    adopt,
     slot_descriptors,
     slot_message,
 )
@@ -136,14 +136,14 @@ class Workers:
         try:
             worker.channel, theirs = channel_pair()
             with theirs, slot_descriptors(self._edge, worker.key) as descriptors:
+                self._edge.reactor.add(
+                    worker.channel.fileno(), Rank.LIFE, lambda _: self._on_channel(worker)
+                )
                 message = slot_message(self._edge, "fork", worker.key, worker.generation)
                 template.send(message, [theirs.fileno(), *descriptors])
         except OSError as error:
             self._fail_birth(worker, f"cannot ask the template: {error.strerror}")
             return False
-        self._edge.reactor.add(
-            worker.channel.fileno(), Rank.LIFE, lambda _: self._on_channel(worker)
-        )
         return True
 
     def seat(self, action: SeatSpare) -> None:
@@ -166,8 +166,8 @@ class Workers:
     def _watch(self, worker: Worker) -> None:
         reactor = self._edge.reactor
         if worker.channel is not None and not worker.channel.closed:
-            reactor.add(worker.channel.fileno(), Rank.LIFE, lambda _: self._on_channel(worker))
-        reactor.add(worker.pidfd, Rank.LIFE, lambda _: self._on_exit(worker))
+            reactor.pass_on(worker.channel.fileno(), lambda _: self._on_channel(worker))
+        reactor.pass_on(worker.pidfd, lambda _: self._on_exit(worker))
 
     def _on_template_answer(self, template: TemplateKey, message: Message) -> None:
         """`forked` or `fork_failed`. An answer for a birth that was given up means a process nobody wants."""
@@ -194,12 +194,12 @@ class Workers:
         if worker.pid is not None:
             return
         try:
-            worker.pidfd = open_newborn(pid, self.pids() | self._templates.pids())
+            taken = self.pids() | self._templates.pids()
+            worker.pidfd = adopt(self._edge, pid, taken, lambda: self._on_exit(worker))
         except NotOurs as error:
             self._fail_birth(worker, str(error))
             return
         worker.pid = pid
-        self._edge.reactor.add(worker.pidfd, Rank.LIFE, lambda _: self._on_exit(worker))
         self._edge.post(WorkerBorn(worker.key, worker.generation, self._edge.now()))
 
     def _on_template_gone(self, template: TemplateKey) -> None:
