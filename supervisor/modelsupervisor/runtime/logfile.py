@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable
 
 import modelsupervisor.log.writer as program
-from modelsupervisor.log.outlet import Outlet, Said
+from modelsupervisor.log.outlet import Outlet, PortFailing, Said
 from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.messages import Message, SupervisorEnd, channel_pair, take_messages
 from modelsupervisor.runtime.reactor import Rank, Reactor
@@ -77,11 +77,13 @@ class LogFile:
         return self._writing
 
     def write(self, payloads: list[memoryview]) -> int:
-        """Fill the pipe as far as it has room."""
+        """Fill the pipe as far as it has room. Raises PortFailing where the kernel refuses that."""
         try:
             size = os.writev(self._writing, payloads)
         except BlockingIOError:
             return 0
+        except OSError as error:
+            raise PortFailing(error.strerror or str(error)) from None
         self._remember_ends(payloads, size)
         self._written += size
         return size
@@ -116,7 +118,7 @@ class LogFile:
             for to, fd in handed.items():
                 high.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(handed) + 1))
                 actions.append((os.POSIX_SPAWN_DUP2, high[-1], to))
-            self._exec(actions, [*target], done)
+            self._exec(actions, [*target], done, channel)
         except OSError:
             channel.close()
             raise
@@ -125,18 +127,16 @@ class LogFile:
             for fd in high:
                 os.close(fd)
         self._channel = channel
-        self._servants.add(self._pid)
         self._begun = self._now()
-        self._reactor.add(self._pidfd, Rank.OPERATOR, lambda _: self._on_exit())
-        self._reactor.add(channel.fileno(), Rank.OPERATOR, lambda _: self._on_channel())
 
     def _exec(
         self,
         actions: list[tuple[int, ...] | tuple[int, int, str, int, int]],
         target: list[str],
         done: str,
+        channel: SupervisorEnd,
     ) -> None:
-        """Start the process and have a descriptor of it. Raises OSError, and then there is none."""
+        """Start the process and watch it. Raises OSError, and then there is none."""
         actions.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
         if self.path is not None:
             actions.append((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0))
@@ -150,11 +150,18 @@ class LogFile:
         )
         try:
             self._pidfd = os.pidfd_open(self._pid)
+            self._reactor.add(self._pidfd, Rank.OPERATOR, lambda _: self._on_exit())
+            self._reactor.add(channel.fileno(), Rank.OPERATOR, lambda _: self._on_channel())
         except OSError:
             # Two writers on one pipe would each have a wrong count: this one must not live.
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
+            if self._pidfd >= 0:
+                self._reactor.remove(self._pidfd)
+                os.close(self._pidfd)
+                self._pidfd = -1
             raise
+        self._servants.add(self._pid)
 
     def _on_channel(self) -> None:
         if not take_messages(self._channel, self._on_message, lambda _: None):
