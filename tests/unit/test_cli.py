@@ -104,6 +104,7 @@ class FakeSupervisor:
         self.gone = threading.Event()  # after `stop`: when it is set, the connection ends
         self.gone.set()
         self.silent = False
+        self.refusals = 0  # connections that are closed without an answer
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(run_dir / "control.sock"))
         self._listener.listen()
@@ -116,6 +117,11 @@ class FakeSupervisor:
                 peer, _ = self._listener.accept()
             except OSError:
                 return
+            if self.refusals:
+                self.refusals -= 1
+                peer.recv(65536)  # read, or what is in the buffer would make a reset of it
+                peer.close()
+                continue
             self._threads.append(threading.Thread(target=self._serve, args=[peer]))
             self._threads[-1].start()
 
@@ -631,6 +637,7 @@ def test_stop_of_a_supervisor_that_dies_before_it_answers_is_a_stop(
         def die() -> None:
             peer, _ = listener.accept()
             peer.recv(65536)
+            listener.close()
             peer.close()
 
         thread = threading.Thread(target=die)
@@ -638,6 +645,18 @@ def test_stop_of_a_supervisor_that_dies_before_it_answers_is_a_stop(
         assert main(["stop", "--run-dir", str(tmp_path)]) == 0
         thread.join(10)
     assert capsys.readouterr().out == f"stopped {tmp_path}\n"
+
+
+def test_stop_that_a_living_supervisor_closes_is_no_stop(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that had no room for the connection runs on, and `stop` does not say otherwise."""
+    fake = FakeSupervisor(tmp_path)
+    fake.refusals = 1
+    assert main(["stop", "--run-dir", str(tmp_path)]) == 1
+    assert "closed the connection before it answered" in capsys.readouterr().err
+    assert [command for command, _ in fake.asked] == ["status"]
+    fake.close()
 
 
 def test_silent_supervisor_does_not_hold_stop(

@@ -9,8 +9,8 @@ import click
 from modelsupervisor.cli import say
 from modelsupervisor.cli.instance import connect, find_instance, instance_options
 from modelsupervisor.cli.target import parse_target
-from modelsupervisor.control import ANSWER_TIMEOUT, CLOSED, TIMEOUT
-from modelsupervisor.errors import EXIT_OK, ControlError
+from modelsupervisor.control import ANSWER_TIMEOUT, CLOSED, TIMEOUT, ControlConnection
+from modelsupervisor.errors import EXIT_OK, ControlError, NotRunningError
 from modelsupervisor.paths import resolve_run_dir
 
 
@@ -51,7 +51,8 @@ def stop(config: str | None, run_dir: str | None, timeout: float | None) -> int:
         try:
             control.call("stop", timeout=ANSWER_TIMEOUT if timeout is None else timeout)
         except ControlError as error:
-            if error.code != CLOSED:  # gone before it could answer is gone
+            # Gone before it could answer is gone; one that is still there had no room for us
+            if error.code != CLOSED or _answers(instance.run_dir):
                 raise
         else:
             left = None if timeout is None else max(0.0, begun + timeout - time.monotonic())
@@ -63,6 +64,18 @@ def stop(config: str | None, run_dir: str | None, timeout: float | None) -> int:
                 )
     say(f"stopped {instance.run_dir}")
     return EXIT_OK
+
+
+def _answers(run_dir: str) -> bool:
+    """False also for one that is just being torn down: it takes a connection still, and closes it."""
+    try:
+        with ControlConnection.open(run_dir) as control:
+            control.call("status")
+    except NotRunningError:
+        return False
+    except ControlError as error:
+        return error.code != CLOSED
+    return True
 
 
 @click.command()
