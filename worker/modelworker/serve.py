@@ -126,6 +126,8 @@ class _Worker:
         """Serve until the stop message. Raises ChannelClosed when the supervisor is gone."""
         self._listener.setblocking(False)
         self._epoll.register(self._channel.fileno(), select.EPOLLIN)
+        # Once, and then switched on and off: to join again could be refused for want of memory
+        self._epoll.register(self._listener.fileno(), 0)
         self._listen()
         poll, peers, clock = self._epoll.poll, self._peers, time.monotonic
         queue, timed = self._session.queue, self._session.timed
@@ -203,12 +205,12 @@ class _Worker:
 
     def _listen(self) -> None:
         if not self._listening and not self._accept_again:
-            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+            self._epoll.modify(self._listener.fileno(), select.EPOLLIN)
             self._listening = True
 
     def _deafen(self) -> None:
         if self._listening:
-            self._epoll.unregister(self._listener.fileno())
+            self._epoll.modify(self._listener.fileno(), 0)
             self._listening = False
 
     def _accept(self, now: float) -> None:
@@ -217,9 +219,14 @@ class _Worker:
             self._accept_again = now + FULL_PAUSE
             self._deafen()
             return
+        sock = None
         try:
             sock, _ = self._listener.accept()
+            sock.setblocking(False)
+            self._epoll.register(sock.fileno(), select.EPOLLIN)
         except OSError as error:
+            if sock is not None:
+                sock.close()
             if error.errno not in _NOBODY_THERE:
                 self._accept_again = now + ACCEPT_PAUSE
                 self._deafen()
@@ -228,9 +235,7 @@ class _Worker:
                     "warning", "worker.accept_failed", error=said, pause_s=ACCEPT_PAUSE
                 )
             return
-        sock.setblocking(False)
         self._peers[sock.fileno()] = _Peer(sock, now)
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _make_room(self, now: float) -> bool:
         """Close the connection that has idled longest, if that is long; False where all are in use.
