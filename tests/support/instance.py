@@ -177,6 +177,11 @@ class Instance:
         assert self.process is not None
         return self.process.pid
 
+    @property
+    def over(self) -> bool:
+        """The supervisor was started and has ended."""
+        return self.process is not None and self.process.poll() is not None
+
     def signal(self, number: signal.Signals) -> None:
         """Signal the supervisor."""
         os.kill(self.pid, number)
@@ -220,7 +225,7 @@ class Instance:
         """Wait for the count-th event of this name and these facts; fails early when the supervisor is gone."""
 
         def look() -> list[Event]:
-            over = self.process is not None and self.process.poll() is not None
+            over = self.over
             found = self.events(name, **match)
             if over and len(found) < count:
                 raise AssertionError(f"no {name} {match}; the supervisor ended:\n{self.story()}")
