@@ -36,8 +36,8 @@ from modelsupervisor.log.catalogue import known_facts
 from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.births import (
     NotOurs,
-    end_unwanted,
     adopt,
+    end_unwanted,
     slot_descriptors,
     slot_message,
 )
