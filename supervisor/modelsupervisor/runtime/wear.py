@@ -87,7 +87,7 @@ class MemoryWatch:
 
 def resident_anonymous(pid: int) -> int:
     """Bytes of resident memory that are of no file, those shared with a template included. Raises OSError."""
-    with open(f"/proc/{pid}/statm", encoding="ascii") as statm:
+    with open(f"/proc/{pid}/statm", encoding="utf-8") as statm:
         _, resident, shared, *_ = (int(column) for column in statm.read().split())
     return (resident - shared) * PAGE
 
@@ -95,7 +95,7 @@ def resident_anonymous(pid: int) -> int:
 def private_memory(pid: int) -> int:
     """Bytes of resident memory that are this process's alone. Raises OSError."""
     total = 0
-    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as rollup:
+    with open(f"/proc/{pid}/smaps_rollup", encoding="utf-8") as rollup:
         for line in rollup:
             if line.startswith(("Private_Clean:", "Private_Dirty:", "Private_Hugetlb:")):
                 total += int(line.split()[1])
