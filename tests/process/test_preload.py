@@ -172,6 +172,21 @@ def test_an_unpacked_archive_is_held_over_the_exec(instance: Make) -> None:
     assert str(folder) in told(made)["path"]
 
 
+@pytest.mark.parametrize("preload", ["import", "none"])
+def test_a_spare_has_loaded_its_own_copy(instance: Make, preload: str) -> None:
+    """It does so before it has a slot, and takes one over as it is: the successor was born before the death, and loads nothing."""
+    made = instance("worker.exited")
+    made.write(made.model(folder=EARLY, preload=preload, spares=1, gpus="3"))
+    made.start()
+    spare = made.wait_event("spare.ready")["pid"]
+    kill_worker(made, signal.SIGKILL)
+    assert ready(made, 2)["pid"] == spare
+    steps = dict(told(made)["steps"])
+    assert {steps[name]["pid"] for name in OWN_STEPS[preload]} == {spare}
+    assert {seen["gpus"] for seen in steps.values()} == {"3"}
+    assert made.worker()["gpu"] == 3
+
+
 # -- GPUs -------------------------------------------------------------------------------------------------------------
 
 

@@ -53,9 +53,10 @@ HANDLER = "expected module:function or module, of a file in the model's folder"
 
 VARIABLE = "not the name of an environment variable; expected env.NAME of letters, digits and _"
 KEYS = (
-    "expected one of path, handler, workers, cpus, threads, preload, python, gpus, allow_load, batch_size, startup_timeout, "
-    "stop_timeout, stable_after, max_failures, retry_failed_after, max_connections, frame_timeout, "
-    "max_line, warmup, max_archive_size, env.NAME"
+    "expected one of path, handler, workers, spares, max_requests, memory_limit, cpus, threads, "
+    "preload, python, gpus, allow_load, batch_size, startup_timeout, stop_timeout, stable_after, "
+    "max_failures, retry_failed_after, max_connections, frame_timeout, max_line, warmup, "
+    "max_archive_size, env.NAME"
 )
 
 BAD_MODEL_LINES = [
@@ -106,7 +107,7 @@ BAD_MODEL_LINES = [
     ("max_line = 512.5B", f"not a whole number of B; {SIZE}"),
     ("warmup = two.png", "{dir}/two.png does not exist; expected a file that exists"),
     ("warmup = digits", "{dir}/digits is not a regular file; expected a file that exists"),
-    ("spares = 2", f"there is no such key; {KEYS}"),
+    ("replicas = 2", f"there is no such key; {KEYS}"),
     ("Workers = 2", "there is no such key; did you mean workers?"),
     ("worker = 2", "there is no such key; did you mean workers?"),
     ("run_dir = x", "belongs into [supervisor]"),
