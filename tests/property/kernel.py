@@ -15,6 +15,7 @@ from typing import Protocol
 from modelsupervisor.core import actions as act
 from modelsupervisor.core import events as ev
 from modelsupervisor.core import initial_state, next_deadline, reduce
+from modelsupervisor.core.hangs import GRAIN, interval
 from modelsupervisor.core.slots import FORK_TIMEOUT, TERM_GRACE
 from modelsupervisor.core.states import (
     Phase,
@@ -66,7 +67,14 @@ class Process:
     ready_at: float | None = None
     told_at: float | None = None
     termed_at: float | None = None
+    aborted_at: float | None = None
     killed_at: float | None = None
+    busy_since: float | None = None
+    answered: int = 0
+    still_at: float | None = None  # it stands still for ever, with a batch in hand or without
+    pinged_at: float | None = None  # the oldest ping that it has not answered
+    echoes: int = 0
+    done_at: float = 0.0  # when it last began or ended a batch, or answered a ping
     abandoned: bool = False
     reports: int = 0
     seated: bool = False  # it was a spare
@@ -86,8 +94,15 @@ class Process:
     @property
     def going(self) -> bool:
         """It was made to go in a way that its temper minds."""
-        patience = (self.told_at, self.termed_at, self.killed_at, None)
-        return any(time is not None for time in patience[self.temper : 3])
+        patience = (self.told_at, self.termed_at or self.aborted_at, self.killed_at, None)
+        temper = self.temper if self.still_at is None else max(self.temper, Temper.DEAF)
+        return any(time is not None for time in patience[temper:3])
+
+    def hear(self, now: float) -> None:
+        """Answer the ping, between two batches."""
+        if self.pinged_at is not None and self.busy_since is None and self.still_at is None:
+            self.pinged_at, self.done_at = None, now
+            self.echoes += 1
 
 
 class Birth(Protocol):
@@ -108,14 +123,21 @@ class Mould:
     stage: Stage = Stage.BORN
     hung: bool = False
     termed_at: float | None = None
+    aborted_at: float | None = None
     killed_at: float | None = None
     reports: int = 0
 
     @property
     def going(self) -> bool:
         """It was made to go in a way that its temper minds."""
-        patience = (self.termed_at, self.termed_at, self.killed_at, None)
+        asked = self.termed_at or self.aborted_at
+        patience = (asked, asked, self.killed_at, None)
         return any(time is not None for time in patience[self.temper : 3])
+
+    @property
+    def sent_away(self) -> bool:
+        """It was sent a signal that ends it."""
+        return (self.termed_at, self.aborted_at, self.killed_at) != (None, None, None)
 
 
 @dataclass
@@ -157,6 +179,8 @@ class Kernel:
         self.kill_all = False
         self.exits: list[int] = []
         self.expected: tuple[bool, int] | None = None  # (asked, failures) of the next worker report
+        self.looks: list[act.LookAtWorkers] = []  # asked for, and not carried out yet
+        self.leaps: list[tuple[float, float]] = []  # when the supervisor went on, after how long
 
     def perform(self, before: State, action: act.Action) -> None:
         match action:
@@ -170,6 +194,14 @@ class Kernel:
                 if not self.wanted_gone(action.key):
                     self.check_recycling(process)
                 process.told_at = self.now
+            case act.LookAtWorkers():
+                assert action.keys, "a look at nobody"
+                self.looks.append(action)
+            case act.AskWorker():
+                process = self.processes[action.key, action.generation]
+                assert process.known and process.stage is Stage.READY, "a ping to nobody"
+                if process.pinged_at is None:
+                    process.pinged_at = self.now
             case act.SignalWorker():
                 self._signal_worker(before, action)
             case act.SignalTemplate():
@@ -199,9 +231,7 @@ class Kernel:
 
     def _fork(self, action: act.ForkWorker) -> None:
         mould = self.moulds[action.template]
-        assert mould.termed_at is None and mould.killed_at is None, (
-            "a birth from a retired template"
-        )
+        assert not mould.sent_away, "a birth from a retired template"
         self.begin(Process(action.key, action.generation, action.template, self.now, self.temper))
 
     def begin(self, process: Process) -> None:
@@ -230,8 +260,7 @@ class Kernel:
             for mould in self.moulds.values()
             if mould.key.model == action.key.model
             and mould.stage is not Stage.GONE
-            and mould.termed_at is None
-            and mould.killed_at is None
+            and not mould.sent_away
         ]
         assert len(alive) <= 1, "more templates than a present one and its replacement"
         self.moulds[action.key] = Mould(action.key, self.now, self.temper)
@@ -253,16 +282,44 @@ class Kernel:
             )
             assert overdue or early, "SIGTERM before its time"
             process.termed_at = self.now
-        else:
-            assert process.killed_at is None, "SIGKILL twice"
-            overdue = process.termed_at is not None and (
-                self.now >= process.termed_at + TERM_GRACE - CLOSE
-            )
+        elif action.ending is act.Ending.ABORT:
+            others = (process.termed_at, process.aborted_at, process.killed_at)
+            assert others == (None, None, None), "SIGABRT to what was ended"
             too_slow = process.ready_at is None and (
                 self.now >= process.asked_at + policy.startup_timeout - CLOSE
             )
-            assert overdue or too_slow or self.kill_all, "SIGKILL before its time"
+            assert too_slow or self._hangs(process, policy), "SIGABRT before its time"
+            process.aborted_at = self.now
+        else:
+            assert process.killed_at is None, "SIGKILL twice"
+            asked = process.termed_at or process.aborted_at
+            overdue = asked is not None and self.now >= asked + TERM_GRACE - CLOSE
+            assert overdue or self.kill_all, "SIGKILL before its time"
             process.killed_at = self.now
+
+    def _hangs(self, process: Process, policy: Policy) -> bool:
+        """It has had something to do for response_timeout and got nothing done, and the supervisor was there to see it."""
+        if process.busy_since is not None:
+            since = process.busy_since
+        elif process.still_at is not None and process.pinged_at is not None:
+            since = max(process.pinged_at, process.done_at)
+        else:
+            return False
+        longest = 2 * interval(policy)  # from look to look
+        unseen = sum(gap for end, gap in self.leaps if end > since and gap > longest)
+        return self.now - since - unseen >= policy.response_timeout - CLOSE
+
+    def _overlooked(self, process: Process) -> bool:
+        """It is stuck, serves for all that the core knows, and should have been ended long ago."""
+        slot, policy = self.state.slots[process.key], self.state.models[process.key.model].policy
+        since = process.still_at if process.busy_since is None else process.busy_since
+        if since is None or not process.known or slot.phase is not Phase.READY:
+            return False
+        patience = policy.response_timeout + GRAIN
+        if process.busy_since is None or not process.echoes:
+            patience += interval(policy)  # to the ping, or to the first look ever
+        patience += sum(gap + 2 * interval(policy) for end, gap in self.leaps if end > since)
+        return self.now > since + patience + CLOSE
 
     def _signal_template(self, action: act.SignalTemplate) -> None:
         mould = self.moulds[action.key]
@@ -274,9 +331,15 @@ class Kernel:
             assert replaced or self.stopping_at is not None, "SIGTERM to the present template"
             mould.termed_at = self.now
             return
-        assert mould.killed_at is None, "SIGKILL twice"
+        if action.ending is act.Ending.KILL:
+            assert mould.killed_at is None, "SIGKILL twice"
+            asked = mould.termed_at or mould.aborted_at
+            overdue = asked is not None and self.now >= asked + TERM_GRACE - CLOSE
+            assert overdue or self.kill_all, "SIGKILL before its time"
+            mould.killed_at = self.now
+            return
+        assert not mould.sent_away, "SIGABRT to what was ended"
         timeout = model.policy.startup_timeout
-        overdue = mould.termed_at is not None and self.now >= mould.termed_at + TERM_GRACE - CLOSE
         too_slow = mould.stage is Stage.BORN and self.now >= mould.started_at + timeout - CLOSE
         patience = min(FORK_TIMEOUT, timeout)
         no_birth = any(
@@ -285,8 +348,8 @@ class Kernel:
             and self.now >= process.asked_at + patience - CLOSE
             for process in self.births()
         )
-        assert overdue or too_slow or no_birth or self.kill_all, "SIGKILL before its time"
-        mould.killed_at = self.now
+        assert too_slow or no_birth, "SIGABRT before its time"
+        mould.aborted_at = self.now
 
     def births(self) -> Iterable[Birth]:
         """Everything that templates were ever asked for."""
@@ -339,15 +402,15 @@ class Kernel:
                 assert [p.generation for p in there] == [slot.generation]
                 bounded = slot.deadline is not None or slot.birth_deadline is not None
                 assert there[0].known or bounded, "nobody would see its end"
+                assert not self._overlooked(there[0]), "a worker hangs and nobody ends it"
                 continue
             assert not there or state.run is Run.DONE, "a process that the core forgot"
             if state.run in (Run.STOPPING, Run.DONE):
                 assert slot.phase is Phase.EMPTY
                 continue
             model = state.models[key.model]
-            loading = any(
-                k.model == key.model and m.stage is not Stage.GONE for k, m in self.moulds.items()
-            )
+            # Of one that is gone already, the core has not been told: that is still to come
+            loading = any(k.model == key.model for k in state.templates)
             waits = model.generation == 0 or loading or model.retry_at is not None
             assert slot.deadline is not None or waits, f"{key} waits for ever"
             assert slot.phase is not Phase.FAILED or slot.deadline or model.retry_at or loading
@@ -357,8 +420,7 @@ class Kernel:
         for name, mould in self.moulds.items():
             model = state.models[name.model]
             wanted = name.generation in (model.current, model.candidate)
-            sent_away = mould.termed_at is not None or mould.killed_at is not None
-            assert mould.stage is Stage.GONE or wanted or sent_away, f"{name} is forgotten"
+            assert mould.stage is Stage.GONE or wanted or mould.sent_away, f"{name} is forgotten"
         due = next_deadline(state)
         if state.run is not Run.DONE and (due is None or due > self.now):
             assert reduce(state, ev.Tick(self.now)) == (state, ()), (

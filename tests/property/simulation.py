@@ -37,7 +37,8 @@ class Simulation(SpareKernel):
         }
         twin.spares = {key: copy.copy(spare) for key, spare in self.spares.items()}
         twin.spare_counts = {name: replace(book) for name, book in self.spare_counts.items()}
-        twin.pending, twin.exits = dict(self.pending), list(self.exits)
+        twin.pending, twin.exits, twin.looks = dict(self.pending), list(self.exits), []
+        twin.leaps = list(self.leaps)
         return twin
 
     # The core --------------------------------------------------------------------------------------------------------
@@ -60,7 +61,15 @@ class Simulation(SpareKernel):
         self.check()
         if self.state.run is Run.DONE:
             self.check_books()
+        looks, self.looks = self.looks, []
+        for look in looks:
+            self.feed(ev.WorkersSeen(self.now, tuple(map(self._sighting, look.keys))))
         return actions
+
+    def _sighting(self, key: SlotKey) -> ev.Sighting:
+        process = self.processes[key, self.state.slots[key].generation]
+        busy_since = process.busy_since or 0.0
+        return ev.Sighting(key, process.generation, busy_since, process.answered, process.echoes)
 
     def feed_stale(self, event: ev.Event) -> None:
         """News of what is no more: nothing changes and nothing is done."""
@@ -82,15 +91,29 @@ class Simulation(SpareKernel):
         """The same, until a given time."""
         while (due := next_deadline(self.state)) is not None and due <= end:
             self.now = max(self.now, due)
+            self._hear()
             self.feed(ev.Tick(self.now))
             due = next_deadline(self.state)
             assert due is None or due > self.now, "a deadline in the past twice running"
+        if end > self.now:
+            self._hear()
         self.now = end
 
+    def _hear(self) -> None:
+        """As soon as any time passes, what workers can say is said and heard; before any deadline."""
+        for process in self.processes.values():
+            process.hear(self.now)
+
     def leap(self, seconds: float) -> None:
-        """The supervisor itself was stopped meanwhile: one tick, late for everything."""
+        """The supervisor itself was stopped meanwhile, or the whole machine: one tick, late for everything.
+
+        It comes before anything is heard, as when the stop was between the two; what the workers did meanwhile counts for nothing
+        where it was longer than two looks are apart.
+        """
         self.now += seconds
+        self.leaps.append((self.now, seconds))
         self.feed(ev.Tick(self.now))
+        self._hear()
 
     def wake(self) -> None:
         """The next deadline comes, where there is one."""
@@ -214,6 +237,19 @@ class Simulation(SpareKernel):
             )
         )
 
+    def begin_batch(self, process: Process) -> None:
+        """A worker is given a batch."""
+        process.busy_since = process.done_at = self.now
+
+    def end_batch(self, process: Process) -> None:
+        """It has answered the batch."""
+        process.busy_since, process.done_at = None, self.now
+        process.answered += 1
+
+    def stand_still(self, process: Process) -> None:
+        """It stands still for ever: stopped, or its interpreter is held."""
+        process.still_at = self.now
+
     # Endings ---------------------------------------------------------------------------------------------------------
 
     def obey(self, *, stuck_too: bool = False) -> bool:
@@ -244,7 +280,7 @@ class Simulation(SpareKernel):
     def serve_well(self) -> bool:
         """Everything that can succeed succeeds. True if anything did."""
         for mould in self.templates(Stage.BORN):
-            if mould.termed_at is None and mould.killed_at is None and not mould.hung:
+            if not mould.sent_away and not mould.hung:
                 self.load(mould)
                 return True
         for process in list(self.processes.values()):
@@ -252,7 +288,8 @@ class Simulation(SpareKernel):
             if process.unborn and mould.stage is Stage.READY and not mould.hung:
                 self.bear(process)
                 return True
-            if process.stage is Stage.BORN and process.termed_at is None and not process.killed_at:
+            ended = process.termed_at or process.aborted_at or process.killed_at
+            if process.stage is Stage.BORN and not ended:
                 self.ready(process)
                 return True
         for spare in self.unborn_spares():
@@ -323,6 +360,11 @@ class Simulation(SpareKernel):
     def alive(self, *stages: Stage) -> list[Process]:
         """The workers in these stages whose pid is known, oldest first."""
         return [p for p in self.processes.values() if p.stage in stages and p.known]
+
+    def serving(self, *, busy: bool) -> list[Process]:
+        """The workers that serve, and go on doing it, with a batch in hand or without."""
+        ready = self.alive(Stage.READY)
+        return [p for p in ready if p.still_at is None and busy == (p.busy_since is not None)]
 
     def speechless(self) -> list[Process]:
         """The workers that have not said anything yet, their pid known or not."""

@@ -23,6 +23,7 @@ class Reserve:
     parked_at: float | None = None
     unwanted_at: float | None = None  # since when the core says so of one that cannot be signalled
     termed_at: float | None = None
+    aborted_at: float | None = None
     killed_at: float | None = None
     abandoned: bool = False
     seated: bool = False
@@ -41,13 +42,14 @@ class Reserve:
     @property
     def leaves(self) -> bool:
         """It is on its way out."""
-        times = (self.unwanted_at, self.termed_at, self.killed_at)
+        times = (self.unwanted_at, self.termed_at, self.aborted_at, self.killed_at)
         return any(time is not None for time in times)
 
     @property
     def going(self) -> bool:
         """It was made to go in a way that its temper minds."""
-        patience = (self.termed_at, self.termed_at, self.killed_at, None)
+        asked = self.termed_at or self.aborted_at
+        patience = (asked, asked, self.killed_at, None)
         return any(time is not None for time in patience[self.temper : 3])
 
 

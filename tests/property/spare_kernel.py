@@ -81,7 +81,7 @@ class SpareKernel(Kernel):
         assert action.key.number == book.newest
         mould = self.moulds[action.template]
         assert mould.stage is Stage.READY, "a birth from a template that cannot fork"
-        assert mould.termed_at is None and mould.killed_at is None, "a retired template"
+        assert not mould.sent_away, "a retired template"
         assert mould.key.generation >= book.version, "a spare of an old version"
         starts = [p for p in self.processes.values() if p.key.model == model.name and p.there]
         starts = [p for p in starts if p.ready_at is None and not self._sent_away(p)]
@@ -91,7 +91,7 @@ class SpareKernel(Kernel):
         self.spares[action.key] = Reserve(action.key, action.template, self.now, self.temper)
 
     def _sent_away(self, process: Process) -> bool:
-        times = (process.told_at, process.termed_at, process.killed_at)
+        times = (process.told_at, process.termed_at, process.aborted_at, process.killed_at)
         signalled = any(time is not None for time in times)
         return signalled or self.state.slots[process.key].phase is Phase.STOPPING
 
@@ -132,11 +132,16 @@ class SpareKernel(Kernel):
             assert outdated or too_many or self.stopping_at is not None, "a spare sent for nothing"
             spare.termed_at = self.now
             return
-        overdue = spare.termed_at is not None and self.now >= spare.termed_at + TERM_GRACE - CLOSE
-        timeout = model.policy.startup_timeout
-        too_slow = spare.parked_at is None and self.now >= spare.asked_at + timeout - CLOSE
+        if action.ending is act.Ending.ABORT:
+            timeout = model.policy.startup_timeout
+            too_slow = spare.parked_at is None and self.now >= spare.asked_at + timeout - CLOSE
+            assert too_slow and not spare.leaves, "SIGABRT before its time"
+            spare.aborted_at = self.now
+            return
+        asked = spare.termed_at or spare.aborted_at
+        overdue = asked is not None and self.now >= asked + TERM_GRACE - CLOSE
         just_born = spare.unwanted_at is not None and not before.spares[spare.key].born
-        assert overdue or too_slow or just_born or self.kill_all, "SIGKILL before its time"
+        assert overdue or just_born or self.kill_all, "SIGKILL before its time"
         spare.killed_at = self.now
 
     def _abandon_spare(self, before: State, action: act.AbandonSpare) -> None:
@@ -203,8 +208,7 @@ class SpareKernel(Kernel):
     def serve_version(self, mould: Mould) -> None:
         """A template is about to say that it has loaded; one that an operator asked for is a new version."""
         book = self.spare_counts[mould.key.model]
-        sent_away = mould.termed_at is not None or mould.killed_at is not None
-        if mould.key.generation in book.asked_for - {book.version} and not sent_away:
+        if mould.key.generation in book.asked_for - {book.version} and not mould.sent_away:
             book.version, book.failures = mould.key.generation, 0
             book.not_before = book.quiet_until = 0.0
 
@@ -278,8 +282,9 @@ class SpareKernel(Kernel):
         assert spare.leaves or not unwanted, f"{spare.key} is kept for nothing"
         ends = kept.deadline is not None or kept.birth_deadline is not None
         assert spare.known or ends, "nobody would see its end"
-        parked = spare.parked_at is not None or spare.killed_at is not None
-        assert parked or ends, "it may start for ever"
+        assert spare.parked_at is not None or spare.killed_at is not None or ends, (
+            "it may start for ever"
+        )
 
     def _check_number(self, model: Model) -> None:
         book, slots = self.spare_counts[model.name], self.state.slots.items()

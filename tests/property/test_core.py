@@ -31,7 +31,7 @@ POLICIES = st.builds(
     stable_after=st.sampled_from([0.001, 1.0, 10.0]),
     max_failures=st.sampled_from([1, 2, 5, 5, 50]),
     retry_failed_after=st.sampled_from([0.001, 5.0, 60.0]),
-    response_timeout=st.sampled_from([1.0, 120.0]),
+    response_timeout=st.sampled_from([0.3, 10.0, 120.0, 120.0]),
     spares=st.integers(0, 2),
 )
 
@@ -95,6 +95,11 @@ class Histories(SpareRules):
 
     @rule(seconds=st.one_of(SHORT, LONG))
     def leap(self, seconds: float) -> None:
+        self.world.leap(seconds)
+
+    @rule(seconds=SHORT)
+    def leap_after_a_look(self, seconds: float) -> None:
+        self.world.wake()
         self.world.leap(seconds)
 
     @precondition(lambda self: self.world.state.run is Run.RUNNING or self.world.stopping_at)
@@ -199,6 +204,40 @@ class Histories(SpareRules):
                 self.world.ready(there[0])
             self.world.die(there[0], answered=answered, in_hand=in_hand)
 
+    # Batches, and workers that hang
+
+    @precondition(lambda self: self.world.serving(busy=False))
+    @rule(pick=PICK)
+    def begin(self, pick: int) -> None:
+        processes = self.world.serving(busy=False)
+        self.world.begin_batch(processes[pick % len(processes)])
+
+    @precondition(lambda self: self.world.serving(busy=True))
+    @rule(pick=PICK)
+    def end(self, pick: int) -> None:
+        processes = self.world.serving(busy=True)
+        self.world.end_batch(processes[pick % len(processes)])
+
+    @precondition(lambda self: self.world.serving(busy=True))
+    @rule(pick=PICK, part=st.sampled_from([0.1, 0.5, 0.99]))
+    def long_batch(self, pick: int, part: float) -> None:
+        """One that takes nearly as long as it may."""
+        processes = self.world.serving(busy=True)
+        process = processes[pick % len(processes)]
+        policy = self.world.state.models[process.key.model].policy
+        assert process.busy_since is not None
+        left = process.busy_since + part * policy.response_timeout - self.world.now
+        if left > 0.0:
+            self.world.advance(left)
+            if process.stage is Stage.READY and process.aborted_at is None:
+                self.world.end_batch(process)
+
+    @precondition(lambda self: self.world.serving(busy=False) or self.world.serving(busy=True))
+    @rule(pick=PICK)
+    def stand_still(self, pick: int) -> None:
+        processes = self.world.serving(busy=False) + self.world.serving(busy=True)
+        self.world.stand_still(processes[pick % len(processes)])
+
     # News of what is no more
 
     @precondition(lambda self: self.world.forgotten())
@@ -251,7 +290,10 @@ TestHistories.settings = settings(
 )
 
 
-def moves(world: Simulation) -> list[Callable[[Simulation], None]]:
+Moves = Callable[[Simulation], list[Callable[[Simulation], None]]]
+
+
+def every_move(world: Simulation) -> list[Callable[[Simulation], None]]:
     """Everything that can happen next in a small world, each as a function on a copy of it."""
     found: list[Callable[[Simulation], None]] = []
     for mould in world.templates(Stage.BORN, Stage.READY):
@@ -280,7 +322,23 @@ def moves(world: Simulation) -> list[Callable[[Simulation], None]]:
     return found
 
 
-def walk(world: Simulation, depth: int, seen: dict[object, int]) -> None:
+def batches_and_looks(world: Simulation) -> list[Callable[[Simulation], None]]:
+    """Everything that matters to who hangs: batches, a standstill of the worker or of the supervisor, and time."""
+    found: list[Callable[[Simulation], None]] = [Simulation.wake, lambda w: w.leap(7.0)]
+    for process in world.alive(Stage.READY):
+        name = (process.key, process.generation)
+        if process.still_at is not None:
+            continue
+        if process.busy_since is None:
+            found.append(lambda w, n=name: w.begin_batch(w.processes[n]))  # type: ignore[misc]
+        else:
+            found.append(lambda w, n=name: w.end_batch(w.processes[n]))  # type: ignore[misc]
+        found.append(lambda w, n=name: w.stand_still(w.processes[n]))  # type: ignore[misc]
+    found.append(lambda w: w.advance(1.0))
+    return found
+
+
+def walk(world: Simulation, depth: int, seen: dict[object, int], moves: Moves = every_move) -> None:
     """Every history of so many moves; a world that was seen with as much depth left is not walked again."""
     if world.state.run is Run.DONE:
         return
@@ -294,7 +352,7 @@ def walk(world: Simulation, depth: int, seen: dict[object, int]) -> None:
     for move in moves(world):
         then = world.copy()
         move(then)
-        walk(then, depth - 1, seen)
+        walk(then, depth - 1, seen, moves)
 
 
 @pytest.mark.parametrize(
@@ -312,3 +370,14 @@ def test_every_interleaving(workers: int, spares: int, depth: int, warm: bool) -
     seen: dict[object, int] = {}
     walk(world, depth, seen)
     assert len(seen) > 300
+
+
+@pytest.mark.parametrize("timeout", [0.3, 10.0])
+def test_every_interleaving_of_batches_and_looks(timeout: float) -> None:
+    """No order of batches, looks and standstills ends a worker before its time, or lets one hang."""
+    world = Simulation({"a": Policy(workers=1, response_timeout=timeout)})
+    world.start()
+    world.recover()
+    seen: dict[object, int] = {}
+    walk(world, 6, seen, batches_and_looks)
+    assert len(seen) > 500

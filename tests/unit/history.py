@@ -7,6 +7,7 @@ the actions and at the state. After every event the state has to be sound, and t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 from unit.spare_soundness import unsound_spares
@@ -62,7 +63,8 @@ def effects(actions: Iterable[act.Action]) -> list[act.Action]:
 class History:
     """One supervisor's life. `now` is seconds of the monotonic clock; model `m` where a test has but one.
 
-    `whole_stop` is the supervisor's own stop_timeout in seconds; what else is named are fields of every model's policy.
+    `whole_stop` is the supervisor's own stop_timeout in seconds; what else is named are fields of every model's policy. Looks at
+    workers are hours apart, unless `response_timeout` is named.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class History:
         luck: int = 1,
         **policy: float,
     ) -> None:
+        policy.setdefault("response_timeout", 86400.0)
         policies = {name: Policy(workers=workers, **policy) for name in models}  # type: ignore[arg-type]
         self.now = 100.0
         self.state: State = initial_state(
@@ -106,6 +109,10 @@ class History:
         assert problem is None, problem
         return actions
 
+    def seen(self, *sightings: ev.Sighting) -> Actions:
+        """The edge has looked at workers."""
+        return self.feed(ev.WorkersSeen(self.now, sightings))
+
     # What there is
 
     def slot(self, index: int = 0, model: str = "m") -> Slot:
@@ -126,8 +133,9 @@ class History:
 
     @property
     def due(self) -> float | None:
-        """Seconds until the next deadline."""
-        deadline = next_deadline(self.state)
+        """Seconds until the next deadline; a look at workers is none of these."""
+        unseen = {name: replace(model, look_at=None) for name, model in self.state.models.items()}
+        deadline = next_deadline(replace(self.state, models=unseen))
         return None if deadline is None else deadline - self.now
 
     # What happens
@@ -252,7 +260,7 @@ def unsound(state: State) -> str | None:
         if problem is not None:
             return f"{template.key} {template.phase.value}: {problem}"
     for model in state.models.values():
-        problem = _unsound_model(state, model)
+        problem = _unsound_model(state, model) or _unsound_watch(state, model)
         if problem is not None:
             return f"{model.name}: {problem}"
     if state.run is Run.STOPPING and (state.stop_deadline is None) == (state.lost_deadline is None):
@@ -270,7 +278,8 @@ def _unsound_slot(state: State, slot: Slot) -> str | None:
         if state.models[slot.key.model].generation == 0:
             return "born before the start"
         return _unsound_live(slot, stopping=stopping)
-    if (slot.born, slot.killed, slot.blame, slot.ready_at) != (False, False, None, None):
+    left = (slot.born, slot.killed, slot.blame, slot.ready_at, slot.watch)
+    if left != (False, False, None, None, None):
         return "something of its last process is left"
     if slot.birth_deadline is not None:
         return "a birth is due that nobody asked for"
@@ -334,6 +343,14 @@ def _unsound_model(state: State, model: Model) -> str | None:
     slot = state.slots[SlotKey(model.name, restart.waiting)]
     came = slot.phase is Phase.READY and slot.generation > restart.floor
     return "its restart waits for what has come" if came else None
+
+
+def _unsound_watch(state: State, model: Model) -> str | None:
+    slots = [slot for key, slot in state.slots.items() if key.model == model.name]
+    serving = any(slot.phase is Phase.READY for slot in slots)
+    if serving != (model.look_at is not None):
+        return "a look is due while nobody serves, or none while somebody does"
+    return None
 
 
 def _unsound_template(state: State, template: Template) -> str | None:

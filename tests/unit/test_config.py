@@ -77,6 +77,7 @@ def test_defaults_are_those_of_the_table(folder: Path) -> None:
         "allow_load": False,
         "batch_size": 1,
         "startup_timeout": 120.0,
+        "response_timeout": 120.0,
         "stop_timeout": 10.0,
         "stable_after": 10.0,
         "max_failures": 5,

@@ -34,6 +34,7 @@ from modelsupervisor.core.states import (
     TemplateKey,
     TemplatePhase,
     Wanted,
+    Watch,
     Wear,
 )
 from support.notes import check_note
@@ -70,6 +71,32 @@ SLOTS: dict[str, Slot] = {
         ),
         "ready, failed before": Slot(
             KEY, phase=Phase.READY, template=1, born=True, ready_at=PAST, failures=1, charged=5
+        ),
+        "ready, seen busy": Slot(
+            KEY,
+            phase=Phase.READY,
+            template=1,
+            born=True,
+            ready_at=PAST,
+            watch=Watch(marker=(PAST, 1, 1), seen=PAST, stuck=1.0, due=SOON),
+        ),
+        "ready, its time is up": Slot(
+            KEY,
+            phase=Phase.READY,
+            template=1,
+            born=True,
+            ready_at=PAST,
+            watch=Watch(marker=(0.0, 1, 1), seen=PAST, stuck=POLICY.response_timeout, due=PAST),
+        ),
+        "hung": Slot(
+            KEY,
+            phase=Phase.STOPPING,
+            template=1,
+            born=True,
+            ready_at=PAST,
+            deadline=SOON,
+            blame=Blame.HUNG,
+            watch=Watch(marker=(0.0, 1, 1), seen=PAST, stuck=POLICY.response_timeout),
         ),
         "draining": Slot(
             KEY, phase=Phase.DRAINING, template=1, born=True, ready_at=PAST, deadline=SOON
@@ -163,6 +190,9 @@ RESTARTS: dict[str, Restart | None] = {
     "slot": Restart(9, pending=(), waiting=0, floor=3),
 }
 
+LOOKS_AT = {Phase.READY: PAST}
+"""When the next look at a model is due whose first slot is in such a phase; else soon."""
+
 SERVING = Slot(OTHER, phase=Phase.READY, generation=1, template=1, born=True, ready_at=PAST)
 OTHERS_UP = (
     SERVING,
@@ -190,6 +220,11 @@ EVENTS: tuple[ev.Event, ...] = (
     ev.SpareBorn(SpareKey("m", 6), NOW),
     ev.SpareParked(SpareKey("m", 6), NOW),
     ev.SpareExited(SpareKey("m", 6), NOW, "died"),
+    *(
+        ev.WorkersSeen(NOW, (ev.Sighting(KEY, g, busy, answered=1, echoes=1),))
+        for g, busy in ((2, 0.0), (3, 0.0), (3, PAST))
+    ),
+    ev.WorkersSeen(NOW, ()),
     ev.RestartModelRequested("m", 5, NOW),
     ev.RestartModelRequested("?", 6, NOW),
     ev.RestartSlotRequested(KEY, 7, NOW),
@@ -205,8 +240,10 @@ def states(run: Run, *, exits: bool) -> Iterator[State]:
         SLOTS.values(), LOADINGS.values(), RESTARTS.values(), others
     ):
         wanted = Wanted.DOWN if down else Wanted.UP
+        serving = Phase.READY in (slot.phase, other.phase)
+        looks = LOOKS_AT.get(slot.phase, SOON) if serving else None
         yield State(
-            models={"m": replace(loading.model, restart=restart)},
+            models={"m": replace(loading.model, restart=restart, look_at=looks)},
             slots={s.key: replace(s, wanted=wanted) for s in (slot, other)},
             templates={t.key: t for t in loading.templates},
             run=run,

@@ -109,6 +109,7 @@ def states(run: Run) -> Iterator[State]:
     """Every spare × every upkeep × the slots that have to do with them, in some loadings and in a restart."""
     down = run in (Run.STOPPING, Run.DONE)
     other = OTHERS_DOWN[0] if down else SERVING
+    looks = None if down else SOON
     loadings = [LOADINGS[name] for name in ("ready, another loading", "hung", "backing off")]
     loadings += [Loading(replace(LOADINGS["ready"].model), (BUSY,))]
     restarts = ("none", "model, loading")
@@ -126,7 +127,7 @@ def states(run: Run) -> Iterator[State]:
             model = replace(model, spare_at=None, recycling=None, retry_at=None, candidate=None)
         wanted = Wanted.DOWN if down else Wanted.UP
         yield State(
-            models={"m": replace(model, restart=restart, spares_born=5)},
+            models={"m": replace(model, restart=restart, spares_born=5, look_at=looks)},
             slots={s.key: replace(s, wanted=wanted) for s in (slot, other)},
             templates={t.key: t for t in loading.templates},
             spares={spare.key: spare for spare in spares},

@@ -77,7 +77,7 @@ def test_a_candidate_that_does_not_load_in_time() -> None:
     history = History.running(startup_timeout=9.0)
     history.restart_model(command=1)
     actions = history.after(9.0)
-    assert effects(actions) == [act.SignalTemplate(SECOND, Ending.KILL)]
+    assert effects(actions) == [act.SignalTemplate(SECOND, Ending.ABORT)]
     assert one(actions, act.Answer).ok is False
     assert effects(history.restart_model(command=2)) == [act.StartTemplate(TemplateKey("m", 3))]
     report = one(history.template_exited(2), act.ReportTemplateExit)

@@ -84,7 +84,7 @@ def test_a_worker_that_never_becomes_known_is_given_up() -> None:
     """Its template hung after the fork: nobody would see its end, so its channel is closed and it is replaced."""
     history = early_bird()
     assert effects(history.after(9.99)) == [
-        act.SignalTemplate(TEMPLATE, Ending.KILL),
+        act.SignalTemplate(TEMPLATE, Ending.ABORT),
         act.AbandonBirth(KEY, 1),
     ]
     history.template_exited()

@@ -53,13 +53,13 @@ def test_a_template_that_died_in_a_birth_is_its_own_fault() -> None:
 
 
 def test_a_template_that_does_not_fork_is_hung() -> None:
-    """Ten seconds after it was asked: SIGKILL to the template, its births are forgotten, and its death is blamed."""
+    """Ten seconds after it was asked it is ended, its births are forgotten, and its death is blamed."""
     history = History.running(2)
     history.exited(0, answered=1)
     assert effects(history.after(9.9)) == []
     actions = history.after(0.1)
     assert effects(actions) == [
-        act.SignalTemplate(TEMPLATE, Ending.KILL),
+        act.SignalTemplate(TEMPLATE, Ending.ABORT),
         act.AbandonBirth(KEY, 2),
     ]
     report = one(actions, act.ReportWorkerExit)
@@ -80,12 +80,12 @@ def test_births_that_wait_for_their_turn_are_not_late() -> None:
     history.born(1)
     assert effects(history.after(9.9)) == []
     actions = history.after(0.2)
-    assert one(actions, act.SignalTemplate).ending is act.Ending.KILL
+    assert one(actions, act.SignalTemplate).ending is act.Ending.ABORT
     assert one(actions, act.AbandonBirth).key.index == 2
 
 
 def test_a_retired_template_that_hangs_is_no_busy_loop() -> None:
-    """Sent away and hung: SIGKILL comes once, no deadline of its is left, and its end was asked for."""
+    """Sent away and hung: SIGKILL comes once, by the deadline that it has, and its end was asked for."""
     history = History.running(2)
     history.exited(1, answered=1)
     history.now += 9.5
@@ -94,6 +94,7 @@ def test_a_retired_template_that_hangs_is_no_busy_loop() -> None:
     template = history.template(1)
     assert template is not None
     assert template.phase is TemplatePhase.STOPPING
+    assert only(history.after(0.5), act.SignalTemplate) == []
     kills = effects(history.after(0.5))
     assert act.SignalTemplate(TEMPLATE, Ending.KILL) in kills
     assert only(history.after(5.0), act.SignalTemplate) == []
@@ -106,7 +107,7 @@ def test_a_short_startup_timeout_bounds_the_birth_too() -> None:
     history = History.running(startup_timeout=2.0)
     history.exited(answered=1)
     actions = history.after(2.0)
-    assert only(actions, act.SignalTemplate) == [act.SignalTemplate(TEMPLATE, Ending.KILL)]
+    assert only(actions, act.SignalTemplate) == [act.SignalTemplate(TEMPLATE, Ending.ABORT)]
     assert only(actions, act.AbandonBirth) == [act.AbandonBirth(KEY, 2)]
 
 
@@ -125,14 +126,16 @@ def test_what_comes_of_an_abandoned_birth_is_not_ours() -> None:
 
 
 def test_not_ready_in_time() -> None:
-    """At startup_timeout: SIGKILL, nothing milder; its death is a failure with that blame."""
+    """At startup_timeout: SIGABRT for its stacks, SIGKILL a second later; its death is a failure with that blame."""
     history = History.running(startup_timeout=20.0)
     history.exited(answered=1)
     history.born()
     assert effects(history.after(19.9)) == []
+    assert effects(history.after(0.1)) == [act.SignalWorker(KEY, 2, Ending.ABORT)]
+    assert history.ready() == ()
+    assert effects(history.after(0.9)) == []
     assert effects(history.after(0.1)) == [act.SignalWorker(KEY, 2, Ending.KILL)]
     assert history.due is None
-    assert history.ready() == ()
     report = one(history.exited(), act.ReportWorkerExit)
     assert (report.blame, report.asked, report.failures) == (Blame.START_TIMEOUT, False, 1)
     assert report.next is Next.RESTART

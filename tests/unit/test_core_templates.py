@@ -32,11 +32,12 @@ def test_started_twice_changes_nothing() -> None:
 
 
 def test_loading_has_a_deadline() -> None:
-    """At startup_timeout SIGKILL; the death is blamed on that, and with `continue` the next try follows."""
+    """At startup_timeout SIGABRT and then SIGKILL; the death is blamed on that, and with `continue` the next try follows."""
     history = History(exit_on_start_failure=False, startup_timeout=30.0)
     history.start()
     assert effects(history.after(29.9)) == []
-    assert effects(history.after(0.1)) == [act.SignalTemplate(FIRST, Ending.KILL)]
+    assert effects(history.after(0.1)) == [act.SignalTemplate(FIRST, Ending.ABORT)]
+    assert effects(history.after(1.0)) == [act.SignalTemplate(FIRST, Ending.KILL)]
     assert effects(history.after(60.0)) == []
     assert history.loaded() == ()
     report = one(history.template_exited(), act.ReportTemplateExit)

@@ -353,6 +353,16 @@ mxnet.base.MXNetError: [02:10:22] ../src/c_api.cc:12: Check failed: a: b
 Stack trace:
   [bt] (0) /usr/lib/libmxnet.so(+0x123) [0x7f]
   [bt] (1) /usr/lib/libmxnet.so(+0x456) [0x7f]"""
+FATAL = """Fatal Python error: Aborted
+
+Thread 0x00007f8c33811b80 (most recent call first):
+  File "/srv/models/digits/service.py", line 43 in _wait
+  <no Python frame>
+
+Current thread 0x00007f8c33811b81 (most recent call first):
+  File "/srv/models/digits/service.py", line 85 in handle
+
+Extension modules: numpy.core._multiarray_umath (total: 1)"""
 OLD_STACK = (
     SHORT + "\n\nStack trace returned 2 entries:\n[bt] (0) /usr/lib/a.so\n[bt] (1) /usr/lib/b.so"
 )
@@ -370,6 +380,12 @@ OLD_STACK = (
         ("Traceback (most recent call last):\nValueError: boom", "ValueError: boom"),
         (SHORT + "x" * 2000, "ValueError: boom" + "x" * 984),
         ("ERROR:root:" + SHORT, "ValueError: boom"),
+        (FATAL, "Fatal Python error: Aborted"),
+        (FATAL.rpartition("\n\n")[0], "Fatal Python error: Aborted"),
+        (
+            FATAL.replace("\n", "\nPython runtime state: initialized\n", 1),
+            "Fatal Python error: Aborted",
+        ),
         (f"{STAMP} - a - CRITICAL - " + SHORT, "ValueError: boom"),
     ],
 )
@@ -404,6 +420,12 @@ def test_tracebacks_of_others(text: str, error: str) -> None:
         ("ERROR:a:Traceback (most recent call last):\nx", [("error", 1), ("unsaid", 1)]),
         ("ERROR:a:x\nERROR:b:" + SHORT, [("error", 1), ("traceback", 4)]),
         ("  + Exception Group Traceback (most recent call last):\nx", [("unsaid", 2)]),
+        (FATAL + "\nnext", [("traceback", 10), ("unsaid", 1)]),
+        (FATAL.rpartition("\n\n")[0] + "\n\nnext", [("traceback", 8), ("unsaid", 2)]),
+        ("ERROR:a:x\n" + FATAL, [("error", 1), ("traceback", 10)]),
+        (SHORT + "\n" + FATAL, [("traceback", 4), ("traceback", 10)]),
+        ("Fatal Python error: Aborted\n\nnext", [("error", 2), ("unsaid", 1)]),
+        ("Fatal Python error: Aborted\nnext", [("error", 1), ("unsaid", 1)]),
     ],
 )
 def test_ends_of_tracebacks(text: str, pieces: list[tuple[str, int]]) -> None:
@@ -453,6 +475,7 @@ HEADER = b"Traceback (most recent call last):"
 SLOW = {
     "headers": [HEADER] * 20000,
     "logged headers": [b"ERROR:a:" + HEADER] * 20000,
+    "fatal headers": [b"Fatal Python error: x", b""] * 10000,
     "headers and frames": [HEADER, b"  File"] * 10000,
     "blank lines": [*SHORT.encode().split(b"\n"), *[b""] * 20000],
     "dashes": [b"2026-01-01 10:00:00 " + b"a-" * 32000] * 30,

@@ -167,10 +167,14 @@ class _Worker:
         return patience
 
     def _told_to_stop(self) -> bool:
+        """Hear what the supervisor says, and answer its pings: a worker that hangs does not."""
         message = self._channel.receive()
         while message is not None:
-            if message.get("kind") == "stop":
+            kind = message.get("kind")
+            if kind == "stop":
                 return True
+            if kind == "ping":
+                self._channel.send("echo")
             message = self._channel.receive()
         return False
 

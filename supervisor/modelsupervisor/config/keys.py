@@ -232,6 +232,13 @@ MODEL_KEYS: tuple[Key, ...] = (
         "A worker or template that is not ready by then is replaced.",
     ),
     Key(
+        "response_timeout",
+        values.duration(),
+        "120s",
+        "A worker that is busy with one batch for longer, or for as long answers nothing though it is idle, hangs: its stacks are "
+        "logged, and it is replaced.",
+    ),
+    Key(
         "stop_timeout",
         values.duration(),
         "10s",

@@ -51,6 +51,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     allow_load: bool = False
     batch_size: int = 1
     startup_timeout: float = 120.0
+    response_timeout: float = 120.0
     stop_timeout: float = 10.0
     stable_after: float = 10.0
     max_failures: int = 5

@@ -13,9 +13,10 @@ from modelsupervisor.core.states import Blame, SlotKey, SpareKey, TemplateKey, W
 
 
 class Ending(str, Enum):
-    """The two signals that the core ends a process with."""
+    """The signals that the core ends a process with."""
 
     TERM = "SIGTERM"
+    ABORT = "SIGABRT"  # of one that hangs: it dies of it, and its stacks are written before
     KILL = "SIGKILL"
 
 
@@ -96,6 +97,26 @@ class SignalWorker:
 
 
 @dataclass(frozen=True)
+class LookAtWorkers:
+    """Read what these workers' records say, and answer with `WorkersSeen`. All are of one model.
+
+    `whole`: these are all that serve of it, and this is its periodic look; otherwise the time of some of them is up.
+    """
+
+    model: str
+    keys: tuple[SlotKey, ...]
+    whole: bool
+
+
+@dataclass(frozen=True)
+class AskWorker:
+    """Send a ping, which the worker answers between two batches."""
+
+    key: SlotKey
+    generation: int
+
+
+@dataclass(frozen=True)
 class SignalTemplate:
     """End a template by a signal."""
 
@@ -125,6 +146,7 @@ class ReportWorkerExit:
     failures: int = 0
     spawned: bool = True
     worn: Wear | None = None  # it was to be replaced for this
+    stuck: float = 0.0  # seconds for which it was seen to get nothing done
 
 
 @dataclass(frozen=True)
@@ -186,6 +208,7 @@ class Exit:
 
 
 WorkerAction = ForkWorker | SeatSpare | TellWorker | SignalWorker | AbandonBirth | ReportWorkerExit
+WatchAction = LookAtWorkers | AskWorker
 SpareAction = ForkSpare | SignalSpare | AbandonSpare | ReportSpareExit
 TemplateAction = StartTemplate | SignalTemplate | ReportTemplateExit
-Action = WorkerAction | SpareAction | TemplateAction | Note | Answer | Exit
+Action = WorkerAction | WatchAction | SpareAction | TemplateAction | Note | Answer | Exit

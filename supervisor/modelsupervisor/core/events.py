@@ -149,6 +149,29 @@ class SpareExited:
     spawned: bool = True
 
 
+@dataclass(frozen=True)
+class Sighting:
+    """What a worker's record says, and how many pings it has answered. `busy_since` is 0.0 for idle.
+
+    The record is written by a process that runs a model's code: only that a number has changed since the last look is to be
+    relied on, and even that only as far as the worker is concerned.
+    """
+
+    key: SlotKey
+    generation: int
+    busy_since: float
+    answered: int
+    echoes: int
+
+
+@dataclass(frozen=True)
+class WorkersSeen:
+    """The answer to `LookAtWorkers`; a worker that is gone meanwhile is not in it."""
+
+    now: float
+    sightings: tuple[Sighting, ...]
+
+
 WorkerEvent = WorkerBorn | BirthFailed | WorkerReady | WorkerExited | WorkerWorn
 SpareEvent = SpareBorn | SpareParked | SpareExited
 Event = (
@@ -157,6 +180,7 @@ Event = (
     | StopRequested
     | TemplateLoaded
     | TemplateExited
+    | WorkersSeen
     | WorkerEvent
     | SpareEvent
     | RestartModelRequested

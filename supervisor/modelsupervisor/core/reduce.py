@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
-from modelsupervisor.core import recycling, restarts, runs, slots, spares, templates
+from modelsupervisor.core import hangs, recycling, restarts, runs, slots, spares, templates
 from modelsupervisor.core.actions import Action
 from modelsupervisor.core.events import (
     BirthFailed,
@@ -30,6 +30,7 @@ from modelsupervisor.core.events import (
     WorkerEvent,
     WorkerExited,
     WorkerReady,
+    WorkersSeen,
     WorkerWorn,
 )
 from modelsupervisor.core.states import Model, Policy, Run, Slot, SlotKey, State
@@ -70,6 +71,8 @@ def reduce(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
         recycling.advance(step, name)
         spares.refill(step, name)
     runs.settle(step)
+    for name in step.models:
+        hangs.settle(step, name)
     return step.finish()
 
 
@@ -89,6 +92,8 @@ def _apply(step: Step, event: Event) -> None:
             restarts.model_requested(step, event)
         case RestartSlotRequested():
             restarts.slot_requested(step, event)
+        case WorkersSeen():
+            hangs.seen(step, event)
         case SpareBorn() | SpareParked() | SpareExited():
             _apply_to_spare(step, event)
         case _:
@@ -134,6 +139,7 @@ def _tick(step: Step) -> None:
     for name in list(step.models):
         templates.retry(step, step.models[name])
         spares.try_again(step, step.models[name])
+        hangs.tick(step, name)
     runs.tick(step)
 
 
@@ -148,6 +154,7 @@ def _deadlines(state: State) -> Iterable[float | None]:
     for slot in state.slots.values():
         yield slot.deadline
         yield slot.birth_deadline
+        yield hangs.due(slot)
     for template in state.templates.values():
         yield template.deadline
     for spare in state.spares.values():
@@ -156,5 +163,6 @@ def _deadlines(state: State) -> Iterable[float | None]:
     for model in state.models.values():
         yield model.retry_at
         yield model.spare_at
+        yield model.look_at
     yield state.stop_deadline
     yield state.lost_deadline

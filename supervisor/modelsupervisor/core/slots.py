@@ -42,7 +42,9 @@ FORK_TIMEOUT = 10.0
 """Seconds a template has to fork. A fork takes milliseconds [measured]; a template that needs longer is stuck, not slow."""
 
 TERM_GRACE = 1.0
-"""Seconds from SIGTERM to SIGKILL. A worker keeps SIGTERM at its default, so only a handler that changed that is still there."""
+"""Seconds from SIGTERM or SIGABRT to SIGKILL. A worker keeps SIGTERM at its default, so only a handler that changed that is still
+there; for SIGABRT it has the handler that writes the stacks, some milliseconds [measured], and then dies.
+"""
 
 
 def bear(step: Step, slot: Slot) -> Next:
@@ -90,6 +92,7 @@ def _emptied(slot: Slot) -> Slot:
         birth_deadline=None,
         seated=False,
         worn=None,
+        watch=None,
     )
 
 
@@ -203,6 +206,7 @@ def _succeed_and_report(
             failures=counted.failures,
             spawned=isinstance(event, WorkerExited),
             worn=slot.worn if recycled else None,
+            stuck=0.0 if slot.watch is None else slot.watch.stuck,
         ),
     )
     if follows is Next.FAILED:
@@ -291,8 +295,10 @@ def drain(step: Step, slot: Slot, patience: float = 0.0) -> None:
         step.put(replace(slot, phase=Phase.EMPTY, deadline=None))
 
 
-def terminate(step: Step, slot: Slot, blame: Blame | None = None) -> None:
-    """SIGTERM, with the deadline for SIGKILL set first; an unborn process gets it at its birth."""
+def terminate(
+    step: Step, slot: Slot, ending: Ending = Ending.TERM, blame: Blame | None = None
+) -> None:
+    """SIGTERM, or another, with the deadline for SIGKILL set first; an unborn process gets SIGTERM at its birth."""
     slot = replace(
         slot,
         phase=Phase.STOPPING,
@@ -302,16 +308,14 @@ def terminate(step: Step, slot: Slot, blame: Blame | None = None) -> None:
     )
     step.put(slot)
     if slot.born:
-        step.do(SignalWorker(slot.key, slot.generation, Ending.TERM))
+        step.do(SignalWorker(slot.key, slot.generation, ending))
 
 
-def kill(step: Step, slot: Slot, blame: Blame | None = None) -> None:
+def kill(step: Step, slot: Slot) -> None:
     """SIGKILL, once. What survives it (a process stuck in the kernel) is waited for, not signalled again."""
     if slot.killed or not slot.live:
         return
-    slot = replace(
-        slot, phase=Phase.STOPPING, deadline=None, birth_deadline=None, blame=slot.blame or blame
-    )
+    slot = replace(slot, phase=Phase.STOPPING, deadline=None, birth_deadline=None)
     if slot.born:
         step.put(replace(slot, killed=True))
         step.do(SignalWorker(slot.key, slot.generation, Ending.KILL))
@@ -329,7 +333,7 @@ def tick(step: Step, slot: Slot) -> None:
         return
     if slot.phase is Phase.STARTING:
         if slot.born:
-            kill(step, slot, Blame.START_TIMEOUT)
+            terminate(step, slot, Ending.ABORT, Blame.START_TIMEOUT)
         else:
             _give_up_birth(step, slot)
     elif slot.phase is Phase.DRAINING:
@@ -347,8 +351,10 @@ def tick(step: Step, slot: Slot) -> None:
 
 def turn_comes(step: Step, template: Template | None) -> float | None:
     """Until when a birth that is overdue has, since its template bears others: hundreds of births take longer than one may."""
-    if template is None or template.forked_at is None or template.killed:
+    if template is None or template.forked_at is None:
         return None
+    if template.killed or template.blame is not None:
+        return None  # it forks no more
     later = template.forked_at + FORK_TIMEOUT
     return later if later > step.now else None
 
@@ -363,15 +369,16 @@ def _waits_its_turn(step: Step, slot: Slot) -> bool:
 
 
 def give_up_template(step: Step, template: Template | None) -> None:
-    """A template that does not fork is hung: it goes."""
-    if template is None or template.killed:
-        return
-    # One that was sent away already has been asked to go: then its end is no fault.
-    blame = template.blame if template.phase is TemplatePhase.STOPPING else Blame.HUNG
-    step.put(
-        replace(template, phase=TemplatePhase.STOPPING, deadline=None, killed=True, blame=blame)
-    )
-    step.do(SignalTemplate(template.key, Ending.KILL))
+    """A template that does not fork is hung: it goes. One that was sent away already goes by its own deadline."""
+    if template is not None and template.phase is not TemplatePhase.STOPPING:
+        abort_template(step, template, Blame.HUNG)
+
+
+def abort_template(step: Step, template: Template, blame: Blame) -> None:
+    """End a template that hangs, its stacks first."""
+    deadline = step.now + TERM_GRACE
+    step.put(replace(template, phase=TemplatePhase.STOPPING, deadline=deadline, blame=blame))
+    step.do(SignalTemplate(template.key, Ending.ABORT))
 
 
 def _give_up_birth(step: Step, slot: Slot) -> None:

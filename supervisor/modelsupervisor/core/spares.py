@@ -177,13 +177,18 @@ def retire(step: Step, spare: Spare) -> None:
         step.do(SignalSpare(spare.key, Ending.TERM))
 
 
-def kill(step: Step, spare: Spare, blame: Blame | None = None) -> None:
+def _abort(step: Step, spare: Spare) -> None:
+    """It hangs on its way: its stacks first, and then itself."""
+    going = replace(spare, phase=SparePhase.STOPPING, blame=Blame.START_TIMEOUT)
+    step.put(replace(going, deadline=step.now + slots.TERM_GRACE))
+    step.do(SignalSpare(spare.key, Ending.ABORT))
+
+
+def kill(step: Step, spare: Spare) -> None:
     """SIGKILL, once; a birth that has not come to an end is waited for a little longer."""
     if spare.killed:
         return
-    gone = replace(
-        spare, phase=SparePhase.STOPPING, birth_deadline=None, blame=spare.blame or blame
-    )
+    gone = replace(spare, phase=SparePhase.STOPPING, birth_deadline=None)
     if spare.born:
         step.put(replace(gone, killed=True, deadline=None))
         step.do(SignalSpare(spare.key, Ending.KILL))
@@ -196,8 +201,10 @@ def tick(step: Step, spare: Spare) -> None:
     overdue = _passed(step, spare.deadline)
     if not spare.born and (overdue or _passed(step, spare.birth_deadline)):
         _late_birth(step, spare, overdue=overdue)
+    elif overdue and spare.phase is SparePhase.STARTING:
+        _abort(step, spare)
     elif overdue:
-        kill(step, spare, Blame.START_TIMEOUT if spare.phase is SparePhase.STARTING else None)
+        kill(step, spare)
 
 
 def _passed(step: Step, deadline: float | None) -> bool:

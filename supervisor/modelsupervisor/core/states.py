@@ -87,7 +87,7 @@ class Blame(str, Enum):
     """Why we ended a process that nobody asked to stop."""
 
     START_TIMEOUT = "start_timeout"  # not READY within startup_timeout
-    HUNG = "hung"  # a template that did not fork when asked
+    HUNG = "hung"  # a worker past response_timeout, or a template that did not fork when asked
 
 
 @dataclass(frozen=True, order=True)
@@ -132,6 +132,24 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """What was seen of a READY worker at the last look, after which it was pinged."""
+
+    # Busy since, requests answered, pings answered: whatever it gets done changes it
+    marker: tuple[float, int, int]
+    seen: float
+    stuck: float = (
+        0.0  # seconds for which the marker was seen not to change while it had something to do
+    )
+    due: float | None = None  # when to look again without waiting for the others
+
+    @property
+    def busy(self) -> bool:
+        """A batch is in hand, and not only a ping."""
+        return self.marker[0] > 0.0
+
+
+@dataclass(frozen=True)
 class Slot:
     """One slot. `deadline` is that of the present phase: start, stop, kill or retry."""
 
@@ -151,6 +169,7 @@ class Slot:
     births: tuple[float, ...] = ()  # the times of the newest births, at most BIRTHS_KEPT
     seated: bool = False  # the present process was a spare
     worn: Wear | None = None  # the present process is to be replaced, when its turn comes
+    watch: Watch | None = None  # of the present process, from the first look at it on
 
     @property
     def live(self) -> bool:
@@ -225,6 +244,7 @@ class Model:
     spare_floor: int = 0  # how many had been born when the last failure was counted
     spare_at: float | None = None  # when the next spare may be asked for, where that is not now
     recycling: int | None = None  # the index of the one worn worker that is being replaced
+    look_at: float | None = None  # when to look at its READY workers, while there are any
 
 
 @dataclass(frozen=True)

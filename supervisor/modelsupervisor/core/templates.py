@@ -52,19 +52,11 @@ def retire(step: Step, template: Template) -> None:
     step.do(SignalTemplate(template.key, Ending.TERM))
 
 
-def kill(step: Step, template: Template, blame: Blame | None = None) -> None:
+def kill(step: Step, template: Template) -> None:
     """SIGKILL, once."""
     if template.killed:
         return
-    step.put(
-        replace(
-            template,
-            phase=TemplatePhase.STOPPING,
-            deadline=None,
-            killed=True,
-            blame=template.blame or blame,
-        )
-    )
+    step.put(replace(template, phase=TemplatePhase.STOPPING, deadline=None, killed=True))
     step.do(SignalTemplate(template.key, Ending.KILL))
 
 
@@ -158,7 +150,7 @@ def tick(step: Step, template: Template) -> None:
     if template.deadline is None or template.deadline > step.now:
         return
     if template.phase is TemplatePhase.LOADING:
-        kill(step, template, Blame.START_TIMEOUT)
+        slots.abort_template(step, template, Blame.START_TIMEOUT)
     elif template.phase is TemplatePhase.STOPPING:
         kill(step, template)
 

@@ -195,6 +195,36 @@ _LIVES = (
         (word("sent", "SIGTERM", "SIGKILL"),),
     ),
     Event(
+        "worker.hung",
+        "worker",
+        ("warning",),
+        "It got nothing done for `response_timeout` though it had something to do, and is ended: by SIGABRT, at which it writes "
+        "the stacks of its threads to its stderr, and a second later by SIGKILL.",
+        (
+            seconds("stuck_s", "For how long that was seen."),
+            seconds("response_timeout_s"),
+            Field(
+                "busy",
+                "boolean",
+                "True: with a batch in hand; false: it had nothing in hand and did not answer a ping.",
+            ),
+            Field(
+                "in_hand",
+                "array",
+                "The ids of the requests in hand, at most 64.",
+                required=False,
+                of="string",
+            ),
+            Field(
+                "threads",
+                "array",
+                "What the kernel says of its threads, 32 at most: `4711 python: S, in pipe_read, system call 0`.",
+                required=False,
+                of="string",
+            ),
+        ),
+    ),
+    Event(
         "worker.exited",
         "worker",
         ("info", "warning", "error"),
@@ -202,8 +232,9 @@ _LIVES = (
         (
             word(
                 "cause",
-                *("stopped", "recycled", "signal", "exit", "start_failed", "start_timeout"),
-                meaning="`recycled`: see `worker.worn`; `start_failed`: it said itself why it could not, in `traceback`.",
+                *("stopped", "recycled", "signal", "exit", "start_failed", "start_timeout", "hung"),
+                meaning="`recycled`: see `worker.worn`; `start_failed`: it said itself why it could not, in `traceback`; "
+                "`hung`: see `worker.hung`.",
             ),
             *_WORKER_END,
             replace(TRACEBACK, type="string|null", required=False),

@@ -173,6 +173,15 @@ _STEPS: dict[str, tuple[_Step, ...]] = {
         _AFTER[1],
     ),
     "sentence": (_Step(_blank, "link", settles=False),),
+    # What faulthandler writes at a fatal signal: a paragraph for each thread, and one for the extension modules
+    "fatal": (
+        _Step(_blank, "fatal", settles=False),
+        _Step(_line_pattern(r"Python\ runtime\ state:"), "fatal", settles=False),
+        _Step(_line_pattern(r"(?:Current\ t|T)hread\ 0x[0-9a-f]{1,16}\ "), "thread"),
+        _Step(_line_pattern(r"Extension\ modules:"), "over"),
+    ),
+    "thread": (_Step(_indented, "thread"), _Step(_blank, "fatal", settles=False)),
+    "over": (),
     "link": (
         _Step(_line_pattern(_HEADER), "header", settles=False),
         _Step(_line_pattern(_GROUP_HEADER), "group", settles=False),
@@ -180,6 +189,7 @@ _STEPS: dict[str, tuple[_Step, ...]] = {
 }
 _SIMPLE = ("info", "warning")  # an error may be the header of a traceback
 _LOGGED_HEADER = b"Traceback (most recent call last):"  # ERROR:root:Traceback (most ...
+_FATAL_HEADER = b"Fatal Python error: "
 
 
 class Recogniser:
@@ -251,13 +261,15 @@ class Recogniser:
     def _errors(
         self, lines: list[bytes], levels: Sequence[str], start: int, runs: list[Run]
     ) -> int:
-        """Plain lines of level error, up to one that is the header of a logged traceback; the number of the next line."""
+        """Plain lines of level error, up to one that is the header of a traceback; the number of the next line."""
         end = start
         while end < len(lines) and levels[end] == "error":
-            if lines[end].endswith(_LOGGED_HEADER):
+            fatal = lines[end].startswith(_FATAL_HEADER)
+            if fatal or lines[end].endswith(_LOGGED_HEADER):
                 if end > start:
                     _add_plain(runs, "error", lines[start:end])
-                self._open("header", lines[end], "error")
+                self._open("fatal" if fatal else "header", lines[end], "error")
+                self._error = lines[end] if fatal else b""
                 return end + 1
             end += 1
         _add_plain(runs, "error", lines[start:end])

@@ -32,13 +32,12 @@ def cause_of(action: ReportWorkerExit, corpse: Corpse) -> str:
     """One word for why a worker is gone.
 
     stopped (as asked, by its own exit or, past its deadline, by a signal of ours) · recycled (the same, because it was worn) ·
-    start_timeout · start_failed (it said so
-    itself) · spawn_failed (there never was a process) · signal · exit
+    start_timeout · hung · start_failed (it said so itself) · spawn_failed (there never was a process) · signal · exit
     """
     if not action.spawned:
         return "spawn_failed"
-    if action.blame is Blame.START_TIMEOUT:
-        return "start_timeout"
+    if action.blame is not None:
+        return action.blame.value
     if corpse.complaint is not None:
         return "start_failed"
     if action.asked:
@@ -56,6 +55,9 @@ def reason_of(action: ReportWorkerExit, corpse: Corpse) -> str:
         reason = f"could not start: {complaint.get('error')}"
     elif action.blame is Blame.START_TIMEOUT:
         reason = "not ready within startup_timeout; " + reason
+    elif action.blame is Blame.HUNG:
+        was = "busy" if corpse.reading.in_hand else "deaf"
+        reason = f"{was} for {action.stuck:.1f} s, longer than response_timeout allows; {reason}"
     if corpse.reading.in_hand:
         count = corpse.reading.in_hand
         reason += f" with {count} request{'s' if count > 1 else ''} in hand"

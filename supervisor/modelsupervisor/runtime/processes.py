@@ -73,6 +73,13 @@ def send_signal(pidfd: int, number: signal.Signals) -> bool:
     return True
 
 
+def end(pidfd: int, number: signal.Signals) -> None:
+    """Send a signal that ends a process; one that is to write its stacks first is woken, should it have been stopped."""
+    send_signal(pidfd, number)
+    if number is signal.SIGABRT:
+        send_signal(pidfd, signal.SIGCONT)
+
+
 def _others() -> list[int]:
     try:
         return [int(name) for name in os.listdir("/proc") if name.isdigit()]

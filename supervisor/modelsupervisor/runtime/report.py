@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from modelworker.scoreboard import Reading
+
 from modelsupervisor import __version__
 from modelsupervisor.config import ModelSettings
 from modelsupervisor.core.states import Slot, SlotKey, State
@@ -112,6 +114,7 @@ class Reporter:
             "gpu": plan.gpu(slot.key.index),
             "preload": plan.settings.preload,
             **self._memory_of(worker),
+            "busy_s": _busy(reading, self._edge.now()),
             "requests": place.answered_before + reading.requests,
             "restarts": place.restarts,
             "last_exit": _within(room, place.last_exit),
@@ -127,6 +130,11 @@ class Reporter:
             return {"rss_bytes": None, "pss_bytes": None}
         pss = self._memory.pss(worker.key, worker.generation)
         return {"rss_bytes": read_rss(worker.pid), "pss_bytes": pss}
+
+
+def _busy(reading: Reading, now: float) -> float | None:
+    """For how many seconds the batch in hand has been running; the record may claim a time that is still to come."""
+    return round(max(0.0, now - reading.busy_since), 3) if reading.busy_since else None
 
 
 def _within(room: int, told: dict[str, Any] | None) -> dict[str, Any] | None:

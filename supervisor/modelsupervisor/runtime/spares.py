@@ -211,7 +211,7 @@ class Spares:
         """Send SIGTERM or SIGKILL."""
         spare = self._all.get(key)
         if spare is not None and spare.pidfd >= 0:
-            processes.send_signal(spare.pidfd, signal.Signals[ending.value])
+            processes.end(spare.pidfd, signal.Signals[ending.value])
 
     # -- the end --------------------------------------------------------------------------------------------------
 

@@ -62,6 +62,7 @@ def _policy(model: ModelSettings) -> Policy:
     return Policy(
         workers=model.workers,
         startup_timeout=model.startup_timeout,
+        response_timeout=model.response_timeout,
         stop_timeout=model.stop_timeout,
         stable_after=model.stable_after,
         max_failures=model.max_failures,

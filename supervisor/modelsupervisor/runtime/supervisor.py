@@ -20,8 +20,10 @@ from modelsupervisor.core.actions import (
     AbandonSpare,
     Action,
     Answer,
+    AskWorker,
     Exit,
     ForkSpare,
+    LookAtWorkers,
     Note,
     ReportSpareExit,
     ReportTemplateExit,
@@ -42,6 +44,7 @@ from modelsupervisor.runtime.report import Reporter
 from modelsupervisor.runtime.signals import STOP_SIGNALS, Signals
 from modelsupervisor.runtime.streams import Voice
 from modelsupervisor.runtime.templates import Templates
+from modelsupervisor.runtime.watch import Lookout
 from modelsupervisor.runtime.wear import MemoryWatch
 from modelsupervisor.runtime.workers import Workers
 
@@ -65,6 +68,7 @@ class Supervisor:
         self._exit: int | None = None
         self._followers = Followers(edge.journal, edge.settings.supervisor.log_buffer)
         self._memory = MemoryWatch(edge, self.workers)
+        self._lookout = Lookout(edge, self.workers)
         self._orphans = Orphans(edge, self.workers, self._templates)
         self._faults: Counter[Watch] = Counter()
         self._timed: State | None = None  # the state that `_deadline` is of
@@ -183,6 +187,8 @@ class Supervisor:
                 self._templates.perform(action)
             case ForkSpare() | SignalSpare() | AbandonSpare() | ReportSpareExit():
                 self.workers.spares.perform(action)
+            case LookAtWorkers() | AskWorker():
+                self._lookout.perform(action)
             case _:
                 self.workers.perform(action)
 
@@ -197,6 +203,8 @@ class Supervisor:
             if note.event == "worker.ready":
                 self.workers.recovered(note.slot, dict(note.fields))
                 facts = {**(worker.facts if worker is not None else {}), **facts}
+            elif note.event == "worker.hung":
+                facts.update(self._lookout.evidence(note.slot))
         elif note.spare is not None:
             key, spares = note.spare, self.workers.spares
             facts = {"model": key.model, "spare": key.number, "pid": spares.pid_of(key)}

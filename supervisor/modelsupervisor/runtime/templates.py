@@ -275,10 +275,10 @@ class Templates:
     # -- the end --------------------------------------------------------------------------------------------------
 
     def signal(self, key: TemplateKey, ending: Ending) -> None:
-        """Send SIGTERM or SIGKILL."""
+        """Send a signal that ends it."""
         template = self._all.get(key)
         if template is not None:
-            processes.send_signal(template.pidfd, signal.Signals[ending.value])
+            processes.end(template.pidfd, signal.Signals[ending.value])
 
     def _on_exit(self, template: TemplateProcess) -> None:
         status = processes.peek_exit(template.pidfd)

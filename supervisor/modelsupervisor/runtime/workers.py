@@ -70,6 +70,7 @@ class Worker:
     pidfd: int = -1
     complaint: Message | None = None  # its start_failed
     facts: dict[str, Any] = field(default_factory=dict)  # what it said with its ready
+    echoes: int = 0  # the pings that it has answered
 
 
 class Workers:
@@ -247,6 +248,8 @@ class Workers:
             told_event(self._edge, message, **self._identity(worker))
         elif kind == "start_failed":
             worker.complaint = message
+        elif kind == "echo":
+            worker.echoes += 1
         elif kind == "worn":
             self._worn(worker)
         elif kind == "ready":
@@ -310,10 +313,10 @@ class Workers:
             self._note(worker, "warning", "worker.deaf", reason=error.strerror)
 
     def signal(self, key: SlotKey, generation: int, ending: Ending) -> None:
-        """Send SIGTERM or SIGKILL."""
+        """Send a signal that ends it."""
         worker = self._present.get(key)
         if worker is not None and worker.generation == generation and worker.pidfd >= 0:
-            processes.send_signal(worker.pidfd, signal.Signals[ending.value])
+            processes.end(worker.pidfd, signal.Signals[ending.value])
 
     # -- the end --------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ named by FAULT_AFTER_FORK_FILE.
 """
 
 import ctypes
+import faulthandler
 import json
 import logging
 import os
@@ -193,7 +194,58 @@ def _writing_helper(fault):
     return str(subprocess.Popen(command, start_new_session=fault["session"]).pid)
 
 
+# -- hangs ------------------------------------------------------------------------------------------------------------
+
+
+def _spin(fault):
+    while True:
+        pass
+
+
+def _grind(fault):
+    """Hours in one operation of the interpreter, which holds it all the while."""
+    return str(pow(3, 10**10) % 7)
+
+
+def _livelock(fault):
+    """Two threads that each take one lock, find the other taken, and give way to each other for ever."""
+    locks = threading.Lock(), threading.Lock()
+
+    def give_way(mine, other):
+        mine.acquire()
+        while True:
+            if other.acquire(timeout=0.001):
+                other.release()
+            mine.release()
+            mine.acquire()
+
+    threading.Thread(target=give_way, args=locks, daemon=True).start()
+    give_way(*reversed(locks))
+
+
+def _hold_interpreter(fault):
+    """When a file is there, and no request is in hand any more: a thread waits in C and keeps the interpreter."""
+
+    def hold():
+        _wait_for_file(fault["path"])
+        ctypes.PyDLL(None).sleep(100000)
+
+    threading.Thread(target=hold, daemon=True).start()
+
+
+def _say_nothing(fault):
+    """Have no last words: no handler for SIGABRT but one that does nothing, and no stderr."""
+    faulthandler.disable()
+    signal.signal(signal.SIGABRT, signal.SIG_IGN)
+    os.close(2)
+
+
 _WORDS = {
+    "spin": _spin,
+    "grind": _grind,
+    "livelock": _livelock,
+    "hold_interpreter": _hold_interpreter,
+    "say_nothing": _say_nothing,
     "print": _print,
     "printf": _printf,
     "write": _write,
