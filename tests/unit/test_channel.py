@@ -43,6 +43,22 @@ def test_messages_both_ways(pair: Pair) -> None:
     assert theirs.receive() == {"kind": "stop"}
 
 
+def test_what_needs_no_decision_is_answered_by_the_channel(pair: Pair) -> None:
+    """The caller sees the other messages alone, in their order; every question has an answer of its own."""
+    ours, theirs = pair
+    counted: list[int] = []
+
+    def fields() -> dict[str, Any]:
+        counted.append(1)
+        return {"count": len(counted)}
+
+    theirs.answer("attest", "attested", fields)
+    for kind in ("attest", "stop", "attest", "attest"):
+        ours.send({"kind": kind})
+    assert [theirs.receive(), theirs.receive()] == [{"kind": "stop"}, None]
+    assert [(ours.receive() or {}).get("count") for _ in range(4)] == [1, 2, 3, None]
+
+
 def test_descriptors_go_one_way(pair: Pair) -> None:
     """The supervisor hands them over, closed at exec; those that a worker tries to hand back never arrive."""
     ours, theirs = pair

@@ -413,6 +413,19 @@ def test_instance_of_another_file_is_refused_and_named(
     assert [name for name, _ in supervisor.asked] == ["status"]
 
 
+def test_a_file_that_is_broken_by_now_still_leads_to_its_instance(
+    supervisor: FakeSupervisor, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that is gone, and a value that is wrong, are no reason to keep an operator from looking or from stopping."""
+    supervisor.results["status"] = {**STATUS, "supervisor": {"config": str(config)}}
+    with config.open("a") as file:
+        file.write("\n[model:gone]\npath = gone.mar\nworkers = some\n")
+    assert main(["check", "-c", str(config)]) == 78
+    assert "gone.mar" in capsys.readouterr().err
+    for command in ("status", "stop"):
+        assert main([command, "-c", str(config)]) == 0
+
+
 def test_broken_config_file_is_exit_code_78(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -513,6 +526,16 @@ def test_table_has_gpus_where_there_are_any() -> None:
     assert lines[0][8:11] == ["requests", "restarts", "gpu"]
     assert lines[1][10:13] == ["1234", "2", "7"]
     assert lines[2][-2] == "–"
+
+
+def test_a_worker_that_is_not_as_planned_is_below_the_table() -> None:
+    """One line for each difference, however wide the terminal."""
+    row = {**STATUS["models"][0]["workers"][0], "drift": ["1 of 2 threads may run on CPU 9"]}
+    status = {"supervisor": {}, "models": [{"name": "digits", "workers": [row]}]}
+    for width in (80, 200):
+        assert drawn(status, width)[-1] == (
+            "digits/0 is not as planned: 1 of 2 threads may run on CPU 9"
+        )
 
 
 def test_table_fits_80_columns_uncut() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from modelsupervisor.cli import main
 from modelsupervisor.cli.plan import plan_lines, plan_report
-from modelsupervisor.config import Settings, load_settings
+from modelsupervisor.config import Settings, describe_keys, load_settings
+from modelsupervisor.config.keys import MODEL_KEYS, SUPERVISOR_KEYS
 from modelsupervisor.core.topology import Cpu, Quota, Topology, flat_topology
 from modelsupervisor.errors import ConfigurationError
 from modelsupervisor.runtime import planning
@@ -95,6 +96,47 @@ def test_the_page(loaded: Callable[..., Settings]) -> None:
     assert "OMP_WAIT_POLICY=PASSIVE" in section(lines, "Environment of a")
     assert section(lines, "Output")[0].startswith("8 FIFOs of 256 KiB each: ")
     assert max(map(len, lines[2:])) <= 100
+
+
+def test_the_settings_in_force(loaded: Callable[..., Settings]) -> None:
+    """What differs from its default has a line and its meaning; the rest is together; secrets are masked."""
+    settings = loaded("workers = 3\nstartup_timeout = 2m\nenv.API_KEY = hush\nenv.DEPTH = 3")
+    report = plan_report(settings, flat_topology((0, 1)))
+    lines = plan_lines(report)
+    supervisor, model = (
+        section(lines, "Settings of the supervisor"),
+        section(lines, "Settings of a"),
+    )
+    assert supervisor[0] == f"run_dir = {settings.supervisor.run_dir}"
+    at = model.index("workers = 3")
+    assert model[at + 1] == "How many worker processes serve the model. Default: 1."
+    assert "env.API_KEY = ****" in model
+    assert "env.DEPTH = 3" in model
+    rest = " ".join(model)
+    assert "At their defaults: " in rest
+    assert "cpus = auto, threads = auto," in rest
+    assert "startup_timeout = 120s" in rest  # asked for in other words, and the same
+    assert (
+        "warmup (the handler's own warmup(context), where it has one)" in rest.split("Not set: ")[1]
+    )
+    assert "hush" not in json.dumps(report)
+
+
+def test_every_key_of_the_table_is_among_the_settings(loaded: Callable[..., Settings]) -> None:
+    """As JSON: value, default, type and meaning of each, and whether it differs."""
+    report = plan_report(loaded("workers = 3"), flat_topology((0, 1)))
+    for section_, keys, settings in (
+        ("supervisor", SUPERVISOR_KEYS, report["supervisor"]["settings"]),
+        ("model:NAME", MODEL_KEYS, report["models"][0]["settings"]),
+    ):
+        rows = {row.key: row for row in describe_keys() if row.section == section_}
+        assert [each["key"] for each in settings] == [key.name for key in keys]
+        for each in settings:
+            row = rows[each["key"]]
+            assert (each["type"], each["sentence"]) == (row.type, row.sentence)
+            assert row.default in (each["default"], each["unset"])
+    differing = [each["key"] for each in report["models"][0]["settings"] if each["differs"]]
+    assert differing == ["path", "handler", "workers"]
 
 
 def test_what_the_operator_has_set_wins(
@@ -236,6 +278,7 @@ def test_fifos_of_an_ordinary_user(
     found = plan_fifos(slots)
     assert (found.size, found.count) == (size, 2 * slots)
     assert words in found.reason
+    assert ("cannot be read" in found.note) == ("cannot be read" in words)
 
 
 def test_fifos_of_root(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,27 @@ def done(worker: dict[str, Any] | None = None, **crash: Any) -> str:
     return sentences
 
 
+def test_what_points_to_memory_is_evidence() -> None:
+    """The counter's words and the peak, below the signal; nothing where there is nothing."""
+    words = "oom_kill in /a/memory.events rose from 0 to 1 within 2.0 s; it counts us"
+    lines = paragraph(
+        told(cause="oom_suspected", evidence=words, peak_rss_bytes=300 << 20), "Evidence"
+    )
+    assert lines[:4] == [
+        "cause      oom_suspected",
+        "signal     SIGKILL, which the supervisor did not send",
+        f"memory     {words}",
+        "peak       300 MiB resident",
+    ]
+    assert not any(line.startswith(("memory", "peak")) for line in paragraph(told(), "Evidence"))
+
+
+def test_a_drift_is_said_before_any_crash() -> None:
+    """It is how the worker is now."""
+    lines = told({"drift": ["1 of 2 threads may run on CPU 1", "numpy is 1.26"]})
+    assert lines[2] == "It is not as planned: 1 of 2 threads may run on CPU 1; and numpy is 1.26."
+
+
 def test_the_story_of_a_crash_with_requests_in_hand() -> None:
     """State, what happened, evidence, what was done: all facts, in that order."""
     assert told() == [

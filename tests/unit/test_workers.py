@@ -14,6 +14,7 @@ from modelsupervisor.core.actions import ForkWorker
 from modelsupervisor.core.events import BirthFailed, Event, WorkerBorn
 from modelsupervisor.core.states import SlotKey, TemplateKey
 from modelsupervisor.runtime.edge import Edge
+from modelsupervisor.runtime.oom import OomKills
 from modelsupervisor.runtime.reactor import Reactor
 from modelsupervisor.runtime.templates import Templates
 from modelsupervisor.runtime.workers import Workers
@@ -58,6 +59,7 @@ class Birth:
             allowed_cpus=(0,),
             intake=cast(Any, None),
             outlets=cast(Any, None),
+            oom=OomKills(),
             servants=set(),
             doomed=set(),
         )

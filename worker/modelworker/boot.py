@@ -18,9 +18,11 @@ import traceback
 from functools import partial
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, NoReturn, Optional, Sequence
 
-from modelworker import process
+from modelworker import frameworks, process
 from modelworker.assignment import Assignment, execute
-from modelworker.channel import Channel, ChannelClosed, tail
+from modelworker.attestation import attestation
+from modelworker.channel import Channel, ChannelClosed
+from modelworker.complaints import complaint
 from modelworker.readiness import Inheritance, Ready, make_ready
 from modelworker.scoreboard import RECORD_SIZE, Record
 from modelworker.serve import ServeSettings, serve
@@ -115,7 +117,7 @@ def become(
                 begin = _begin(channel, message, descriptors, inheritance, freshly_seeded)
         # Of the operating system or of the handler's own code: reported whole
         except Exception as error:
-            _decline(channel, error)
+            channel.send("start_failed", **complaint(error))
         else:
             code = 0 if begin is None else begin()
     # The last line before the template's own stack: say it and die, never unwind into it
@@ -148,7 +150,7 @@ def _begin(
     birth = Birth.from_message(message, descriptors[1:])
     slot = take_slot(birth, inheritance, channel)
     ready = make_ready(inheritance, birth.threads, freshly_seeded)
-    return partial(_serve, ready, slot, birth)
+    return partial(_serve, ready, slot, birth, inheritance)
 
 
 def _park(
@@ -169,13 +171,21 @@ def _park(
     if order is None or order["kind"] != "seat":
         return None
     birth = Birth.from_message(order, descriptors)
-    return partial(_serve, ready, take_slot(birth, inheritance, channel), birth)
+    slot = take_slot(birth, inheritance, channel)
+    return partial(_serve, ready, slot, birth, inheritance)
 
 
-def _serve(ready: Ready, slot: Slot, birth: Birth) -> int:
+def _serve(ready: Ready, slot: Slot, birth: Birth, inheritance: Inheritance) -> int:
     """Say ready and serve; the exit code."""
-    cpus = sorted(os.sched_getaffinity(0))
-    slot.channel.send("ready", facts=dict(ready.facts, pid=os.getpid(), cpus=cpus))
+
+    def attest() -> Dict[str, Any]:
+        # Who loaded the model here has runtimes of which the template knew nothing; looking for them takes a millisecond
+        own = bool(ready.facts)
+        setters = frameworks.thread_setters() if own else inheritance.thread_setters
+        return attestation(setters, pinned=birth.cpus is not None)
+
+    slot.channel.answer("attest", "attested", attest)
+    slot.channel.send("ready", facts=dict(ready.facts, pid=os.getpid()))
     return serve(ready.model, slot.listener, slot.channel, slot.record, birth.settings)
 
 
@@ -200,9 +210,3 @@ def _enter(birth: Birth) -> None:
     process.pin(birth.cpus)
     if birth.gpu is not None:
         os.environ[GPU_VARIABLE] = str(birth.gpu)
-
-
-def _decline(channel: Channel, error: Exception) -> None:
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    said = "%s: %s" % (type(error).__name__, error)
-    channel.send("start_failed", error=tail(said, 2048), traceback=tail(text))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import array
 import json
 import socket
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 MAX_MESSAGE = 65536
 TEXT_KEPT = 32768
@@ -60,6 +60,7 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._lost = 0
+        self._answers: Dict[str, Tuple[str, Callable[[], Dict[str, Any]]]] = {}
 
     def fileno(self) -> int:
         """The descriptor, for a selector."""
@@ -95,10 +96,19 @@ class Channel:
         if self._lost:
             self._lost += lost
 
+    def answer(self, asked: str, kind: str, fields: Callable[[], Dict[str, Any]]) -> None:
+        """From here on `receive` answers messages of the kind `asked` itself: what needs no decision is not the caller's affair."""
+        self._answers[asked] = (kind, fields)
+
     def receive(self) -> Optional[Dict[str, Any]]:
         """The next message, or None when none is there. Raises ChannelClosed at the end of file."""
-        message, _ = self._receive(socket.MSG_DONTWAIT)
-        return message
+        while True:
+            message, _ = self._receive(socket.MSG_DONTWAIT)
+            known = None if message is None else self._answers.get(message["kind"])
+            if known is None:
+                return message
+            kind, fields = known
+            self.send(kind, **fields())
 
     def wait(self) -> Tuple[Optional[Dict[str, Any]], List[int]]:
         """Block for the next message and the descriptors that came with it. Raises ChannelClosed at the end of file."""

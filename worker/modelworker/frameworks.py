@@ -85,8 +85,25 @@ def versions() -> Dict[str, str]:
     return found
 
 
-def thread_setters() -> List[Any]:
-    """The `omp_set_num_threads` of every OpenMP runtime that is loaded.
+class ThreadSetter:
+    """One OpenMP runtime that is loaded: called with a C int it sets its thread count, and `count` asks for it."""
+
+    def __init__(self, path: str) -> None:
+        library = ctypes.CDLL(path)
+        self.name = os.path.basename(path)
+        self._set = library.omp_set_num_threads
+        self._get = library.omp_get_max_threads
+
+    def __call__(self, threads: ctypes.c_int) -> None:
+        self._set(threads)
+
+    def count(self) -> int:
+        """How many threads a parallel region of the calling thread would have."""
+        return int(self._get())
+
+
+def thread_setters() -> List[ThreadSetter]:
+    """Every OpenMP runtime that is loaded.
 
     Looked up once in the template, since reading the maps takes about a millisecond of every birth otherwise. A child needs
     the call: MXNet's fork handler sets the count to 1 there (src/initialize.cc), and the workers would be silently slow.
@@ -100,7 +117,7 @@ def thread_setters() -> List[Any]:
     for path in sorted(paths):
         if os.path.basename(path).startswith(_OPENMP_RUNTIMES):
             try:
-                setters.append(ctypes.CDLL(path).omp_set_num_threads)
+                setters.append(ThreadSetter(path))
             except (OSError, AttributeError):
                 continue
     return setters
@@ -110,6 +127,11 @@ def set_threads(setters: Sequence[Any], threads: int) -> None:
     """Give every OpenMP runtime its thread count; acts on the calling thread's default, as OpenMP has it."""
     for setter in setters:
         setter(ctypes.c_int(threads))
+
+
+def thread_counts(setters: Sequence[Any]) -> List[List[Any]]:
+    """The name and the present thread count of each OpenMP runtime."""
+    return [[setter.name, setter.count()] for setter in setters]
 
 
 def reseed() -> None:

@@ -8,6 +8,7 @@ where the guarantee has a second line of defence, and raised where it has none.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -112,7 +113,8 @@ def pin(cpus: Optional[Iterable[int]]) -> List[int]:
     """Bind every thread of this process to the CPUs; None leaves them. Returns the main thread's CPUs as they are then.
 
     Every thread, since a framework's own fork handlers start threads before Python runs in the child: those carry the template's
-    mask. A CPU that went offline raises OSError, which is the caller's to report.
+    mask. Where some of the CPUs are offline, or not in the cpuset any more, the kernel leaves them out; where all are it says
+    EINVAL, and OSError is raised that says which.
     """
     if cpus is not None:
         wanted = set(cpus)
@@ -121,6 +123,12 @@ def pin(cpus: Optional[Iterable[int]]) -> List[int]:
                 os.sched_setaffinity(int(task), wanted)
             except ProcessLookupError:
                 continue
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                listed = ", ".join(str(cpu) for cpu in sorted(wanted))
+                said = "none of the planned CPUs (%s) may be used: offline, or not in the cpuset"
+                raise OSError(errno.EINVAL, said % listed) from error
     return sorted(os.sched_getaffinity(0))
 
 

@@ -17,6 +17,7 @@ import traceback
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 from modelworker.channel import tail
+from modelworker.complaints import release
 from modelworker.frames import (
     DEFAULT_LIMITS,
     SUCCESS,
@@ -68,6 +69,8 @@ def answer(handle: Handle, context: Context, requests: Sequence[Request], event:
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:  # asyncio.CancelledError is one, for example
+        if isinstance(error, MemoryError):
+            release(error)  # what filled the memory: the answer, and the report, need some
         verdict = _verdict(error)
         _report(event, requests, verdict, error)
         return _failed(requests, verdict)

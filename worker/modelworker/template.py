@@ -23,12 +23,12 @@ import os
 import select
 import socket
 import time
-import traceback
 from typing import Any, Dict, FrozenSet, List, NoReturn, Optional, Sequence
 
 from modelworker import extractions, frameworks, loader, process, readiness
 from modelworker.boot import close_all_but
-from modelworker.channel import Channel, ChannelClosed, tail
+from modelworker.channel import Channel, ChannelClosed
+from modelworker.complaints import complaint
 from modelworker.heir import Heir, bear_heir
 from modelworker.readiness import Inheritance
 
@@ -80,7 +80,7 @@ class Template:
             source, done = readiness.prepare(model, spec["preload"])
         # Whatever a handler raises while loading is a failed load, reported whole
         except Exception as error:
-            self._report_failure(error)
+            self._channel.send("load_failed", **complaint(error))
             return False
         self._computes = isinstance(source, loader.LoadedModel)
         self._inheritance = Inheritance(
@@ -108,11 +108,6 @@ class Template:
         if unpacked.fresh:
             facts["unpack_s"] = round(time.monotonic() - begun, 4)
         return unpacked.path
-
-    def _report_failure(self, error: Exception) -> None:
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        said = "%s: %s" % (type(error).__name__, error)
-        self._channel.send("load_failed", error=tail(said, 2048), traceback=tail(text))
 
     def serve(self) -> None:
         """Fork on request until the supervisor says stop or is gone; when nothing was asked for a while, prepare for the next."""

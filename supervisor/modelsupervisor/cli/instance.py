@@ -55,8 +55,9 @@ def instance_options(function: _Function) -> _Function:
 def find_instance(config: str | None, run_dir: str | None) -> Instance:
     """The instance that the two options mean.
 
-    UsageError for both at once, ConfigurationError for a file that does not load, RunDirectoryError
-    where nothing says where.
+    UsageError for both at once, ConfigurationError for a file that is none, RunDirectoryError
+    where nothing says where. Of the file only `run_dir` is read: what runs may be looked at and
+    stopped although the file, or a model of it, is broken by now.
     """
     if config is not None and run_dir is not None:
         raise click.UsageError(
@@ -64,10 +65,10 @@ def find_instance(config: str | None, run_dir: str | None) -> Instance:
         )
     if config is None:
         return Instance(resolve_run_dir(run_dir), None)
-    from modelsupervisor.config import load_settings  # costs more than all the rest of `status`
+    from modelsupervisor.config import locate  # costs more than all the rest of `status`
 
-    settings = load_settings(config)
-    return Instance(resolve_run_dir(settings.supervisor.run_dir), os.path.realpath(settings.source))
+    source, set_there = locate(config)
+    return Instance(resolve_run_dir(set_there), os.path.realpath(source))
 
 
 def connect(instance: Instance) -> ControlConnection:

@@ -1,4 +1,4 @@
-"""`plan`: which CPUs and threads each worker would get, and the reason for every number.
+"""`plan`: which CPUs and threads each worker would get, and the reason for every number; and the settings in force.
 
 It is worked out by the same functions as `start` uses, on this machine, by whoever asks: another
 user, or another shell with other variables or another cgroup, may get another plan. Nothing is
@@ -20,7 +20,7 @@ from modelsupervisor.errors import EXIT_OK
 from modelsupervisor.log.harmless import harmless_json
 
 if TYPE_CHECKING:
-    from modelsupervisor.config import Settings
+    from modelsupervisor.config import ModelSettings, Settings, SupervisorSettings
     from modelsupervisor.core.topology import Topology
     from modelsupervisor.runtime.edge import ModelPlan
 
@@ -31,7 +31,8 @@ WIDEST = 100  # columns of text below the table
 @click.option("-c", "--config", metavar="FILE", required=True, help="The configuration file.")
 @click.option("--json", "as_json", is_flag=True, help="The plan as one JSON object.")
 def plan(config: str, as_json: bool) -> int:
-    """Print which CPUs and how many threads each worker would get here, and why; start nothing.
+    """Print which CPUs and how many threads each worker would get here, and why, and the settings
+    in force, with what differs from its default; start nothing.
 
     Exits 78 when the file is wrong or names CPUs that may not be used.
     """
@@ -70,6 +71,7 @@ def plan_report(settings: Settings, topology: Topology) -> dict[str, Any]:
             "reasons": list(placement.reasons),
         },
         "models": [_model(plans[model.name]) for model in settings.models],
+        "supervisor": {"settings": _settings(settings.supervisor)},
         "fifos": {"bytes": fifos.size, "count": fifos.count, "reason": fifos.reason},
     }
 
@@ -105,7 +107,14 @@ def _model(made: ModelPlan) -> dict[str, Any]:
             {"name": each.name, "value": each.value, "set_by": each.origin, "reason": each.reason}
             for each in variables
         ],
+        "settings": _settings(made.settings),
     }
+
+
+def _settings(settings: SupervisorSettings | ModelSettings) -> list[dict[str, Any]]:
+    from modelsupervisor.config import settings_in_force
+
+    return [each._asdict() for each in settings_in_force(settings)]
 
 
 def plan_lines(made: dict[str, Any]) -> list[str]:
@@ -134,7 +143,31 @@ def plan_lines(made: dict[str, Any]) -> list[str]:
     fifos = made["fifos"]
     lines += ["", "Output"]
     words = f"{fifos['count']} FIFOs of {size_words(fifos['bytes'])} each: {fifos['reason']}."
-    return [*lines, *_folded(words, "  ")]
+    lines += _folded(words, "  ")
+    lines += _settings_lines("the supervisor", made["supervisor"]["settings"])
+    for model in made["models"]:
+        lines += _settings_lines(model["name"], model["settings"])
+    return lines
+
+
+def _settings_lines(of: str, settings: list[dict[str, Any]]) -> list[str]:
+    """What is not at its default with its meaning, a line each; the rest together, since it is many."""
+    lines = ["", f"Settings of {of}"]
+    for each in settings:
+        if each["differs"]:
+            lines += [f"  {each['key']} = {one_line(each['value'] or '')}"]
+            default = "" if each["default"] is None else f" Default: {each['default']}."
+            lines += _folded(each["sentence"] + default, "      ", "")
+    same = [f"{each['key']} = {each['value']}" for each in settings if _at_default(each)]
+    unset = [f"{each['key']} ({each['unset']})" for each in settings if each["value"] is None]
+    for title, words in (("At their defaults", same), ("Not set", unset)):
+        if words:
+            lines += _folded(f"{title}: {', '.join(words)}.", "  ")
+    return lines
+
+
+def _at_default(setting: dict[str, Any]) -> bool:
+    return setting["value"] is not None and not setting["differs"]
 
 
 def _table(models: list[dict[str, Any]]) -> list[str]:

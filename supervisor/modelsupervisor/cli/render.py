@@ -60,6 +60,8 @@ class LastExit(msgspec.Struct, frozen=True):
     last_lines: list[str] = []
     at: str = ""
     traceback: str | None = None
+    evidence: str | None = None
+    peak_rss_bytes: int | None = None
     successor: Successor | None = None
 
 
@@ -78,6 +80,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     pss_bytes: int | None = None
     requests: int | None = None
     restarts: int | None = None
+    drift: list[str] | None = None
     last_exit: LastExit | None = None
     last_crash: LastExit | None = None
 
@@ -148,7 +151,8 @@ def status_view(status: Status, width: int) -> RenderableType:
 
     One row a worker, in the supervisor's order; of very many an overview. Where the table has no room for how the previous
     processes ended, that follows below it: a terminal of 80 columns shows all numbers uncut. Below
-    it too: every sink of the log that is in trouble, or misses events.
+    it too: every sink of the log that is in trouble, or misses events, and every worker that is not
+    as planned.
     """
     from rich.console import Group
     from rich.text import Text
@@ -160,6 +164,11 @@ def status_view(status: Status, width: int) -> RenderableType:
     ]
     headline = Text(headline_words(status.supervisor), style="bold")
     notes = [Text(words, style="yellow") for words in map(sink_words, status.log.sinks) if words]
+    notes += [
+        Text(one_line(f"{name} is not as planned: {difference}"), style="yellow")
+        for name, worker in workers
+        for difference in worker.drift or ()
+    ]
     wide = width >= _WIDE
     if len(workers) > MOST_ROWS:
         parts = overview(status.models, workers, wide=wide)

@@ -17,6 +17,7 @@ from modelsupervisor.cli.render import (
     ending_words,
     exit_words,
     signal_words,
+    size_words,
 )
 from modelsupervisor.cli.terminal import one_line, output_line
 
@@ -40,6 +41,8 @@ def story(name: str, worker: WorkerStatus, now: datetime, where: str = "") -> st
 def _paragraphs(name: str, worker: WorkerStatus, now: datetime, where: str) -> Iterator[str]:
     yield f"{name} is {worker.phase}: {_present(worker)}"
     yield _account(worker)
+    if worker.drift:
+        yield f"It is not as planned: {one_line('; and '.join(worker.drift))}."
     crash, last = worker.last_crash, worker.last_exit
     if last is not None and (crash is None or (last.generation or 0) > (crash.generation or 0)):
         yield f"Its last process, {_who(last)}, ended as asked: {exit_words(last)}."
@@ -108,10 +111,14 @@ def _evidence(crash: LastExit) -> Iterator[str]:
     if crash.signal is not None:
         signal = one_line(signal_words(crash.signal))
         # A cause of its own is given where a deadline of ours had passed.
-        outside = crash.cause == "signal" and signal in _FROM_OUTSIDE
+        outside = crash.cause in ("signal", "oom_suspected") and signal in _FROM_OUTSIDE
         yield f"    signal     {signal}" + (
             ", which the supervisor did not send" if outside else ""
         )
+    if crash.evidence:
+        yield f"    memory     {one_line(crash.evidence)}"
+    if crash.peak_rss_bytes is not None:
+        yield f"    peak       {size_words(crash.peak_rss_bytes)} resident"
     if crash.code is not None:
         yield f"    exit code  {crash.code}"
     if crash.in_hand:

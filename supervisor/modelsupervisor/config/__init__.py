@@ -9,13 +9,17 @@ reports.py    how a mistake is worded for the operator; secrets are masked here
 load.py       `load_settings`: all of the above in order
 settings.py   the result
 render.py     the result as an INI file again
+in_force.py   the result beside the table: what differs from its default
+locate.py     the run directory of a file, whatever else is wrong with it
 names.py      the file names that a configuration leads to, and what can be wrong with them
 """
 
 from __future__ import annotations
 
+from modelsupervisor.config.in_force import Setting, settings_in_force
 from modelsupervisor.config.keys import KeyRow, describe_keys
 from modelsupervisor.config.load import load_settings
+from modelsupervisor.config.locate import locate
 from modelsupervisor.config.names import SOCKET_PATH_LIMIT, socket_path_problems
 from modelsupervisor.config.render import render_settings
 from modelsupervisor.config.reports import is_secret, model_problem
@@ -32,13 +36,16 @@ __all__ = [
     "CpuChoice",
     "KeyRow",
     "ModelSettings",
+    "Setting",
     "Settings",
     "SupervisorSettings",
     "ThreadChoice",
     "describe_keys",
     "is_secret",
     "load_settings",
+    "locate",
     "model_problem",
     "render_settings",
+    "settings_in_force",
     "socket_path_problems",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from modelsupervisor.log.catalogue_machine import MACHINE
 from modelsupervisor.log.catalogue_output import OUTPUT
 from modelsupervisor.log.catalogue_spares import SPARES
 from modelsupervisor.log.catalogue_supervisor import LOG, ORPHANS, SCHEMA_VERSION, SUPERVISOR
@@ -18,7 +19,7 @@ from modelsupervisor.log.fields import IDENTITY, Event, Field, Group, misfit
 
 __all__ = ["ENVELOPE", "EVENTS", "GROUPS", "SCHEMA_VERSION", "fields_of", "objection"]
 
-GROUPS: tuple[Group, ...] = (SUPERVISOR, LOG, TEMPLATES, WORKERS, SPARES, OUTPUT, ORPHANS)
+GROUPS: tuple[Group, ...] = (SUPERVISOR, LOG, TEMPLATES, WORKERS, SPARES, MACHINE, OUTPUT, ORPHANS)
 
 EVENTS: dict[str, Event] = {event.name: event for group in GROUPS for event in group.events}
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from modelsupervisor.log.catalogue_workers import _CODE, _FAILURES, _RETRY_IN, _SIGNAL, _UPTIME
-from modelsupervisor.log.fields import REASON, TRACEBACK, Event, Field, Group, seconds, word
+from modelsupervisor.log.fields import (
+    EVIDENCE,
+    REASON,
+    TRACEBACK,
+    Event,
+    Field,
+    Group,
+    seconds,
+    word,
+)
 
 _NUMBER = Field("spare", "integer", "Counts the spares that the model ever had, from 1.", minimum=1)
 
@@ -29,11 +38,12 @@ SPARES = Group(
                 _NUMBER,
                 word(
                     "cause",
-                    *("stopped", "signal", "exit", "start_failed", "start_timeout"),
-                    "spawn_failed",
+                    *("stopped", "signal", "oom_suspected", "exit", "start_failed", "memory"),
+                    *("start_timeout", "spawn_failed"),
                     meaning="As for a worker.",
                 ),
                 REASON,
+                EVIDENCE,
                 _CODE,
                 _SIGNAL,
                 _UPTIME,

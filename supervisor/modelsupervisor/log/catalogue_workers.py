@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from modelsupervisor.log.fields import (
+    EVIDENCE,
     LOST_BEFORE,
+    PEAK_RSS,
     REASON,
     TRACEBACK,
     Event,
@@ -103,11 +105,13 @@ TEMPLATES = Group(
             (
                 word(
                     "cause",
-                    *("stopped", "load_failed", "start_timeout", "hung"),
-                    *("signal", "exit", "spawn_failed"),
-                    meaning="`hung`: it did not fork when asked; `spawn_failed`: there never was a process.",
+                    *("stopped", "load_failed", "memory", "start_timeout", "hung"),
+                    *("signal", "oom_suspected", "exit", "spawn_failed"),
+                    meaning="`memory`: the load failed for want of it; `oom_suspected`: see `evidence`; `hung`: it did not fork "
+                    "when asked; `spawn_failed`: there never was a process.",
                 ),
                 REASON,
+                EVIDENCE,
                 _CODE,
                 _SIGNAL,
                 _UPTIME,
@@ -232,11 +236,15 @@ _LIVES = (
         (
             word(
                 "cause",
-                *("stopped", "recycled", "signal", "exit", "start_failed", "start_timeout", "hung"),
-                meaning="`recycled`: see `worker.worn`; `start_failed`: it said itself why it could not, in `traceback`; "
+                *("stopped", "recycled", "signal", "oom_suspected", "exit"),
+                *("start_failed", "memory", "start_timeout", "hung"),
+                meaning="`recycled`: see `worker.worn`; `oom_suspected`: killed, it seems, by the kernel, see `evidence`; "
+                "`start_failed`: it said itself why it could not, in `traceback`; `memory`: so, and it was want of memory; "
                 "`hung`: see `worker.hung`.",
             ),
             *_WORKER_END,
+            EVIDENCE,
+            PEAK_RSS,
             replace(TRACEBACK, type="string|null", required=False),
         ),
     ),

@@ -119,6 +119,18 @@ IDENTITY: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 # Fields of one form that many events have
 
 REASON = Field("reason", "string")
+EVIDENCE = Field(
+    "evidence",
+    "string",
+    "What was found that points to the cause, where there was anything to find; see memory.md.",
+    required=False,
+)
+PEAK_RSS = Field(
+    "peak_rss_bytes",
+    "integer|null",
+    "The most memory that it had resident, pages that it shared with its template among it; null where not known.",
+    minimum=0,
+)
 LOST_BEFORE = Field(
     "lost_before",
     "integer",

@@ -1,4 +1,5 @@
-"""What this process's control groups let it have of the CPUs: quota and cpuset, of version 1 or 2.
+"""What this process's control groups let it have of the CPUs: quota and cpuset, of version 1 or 2; and where the kernel counts
+whom it killed in them for want of memory.
 
 /proc/self/cgroup names the group in each hierarchy, /proc/self/mountinfo where the hierarchy is
 mounted and which of its groups that mount shows. A quota holds for a whole subtree, so the groups
@@ -62,6 +63,50 @@ def read_cgroup(root: str) -> CgroupLimits:
                 cpus = _cpuset(root, folders, version) or cpus
     smallest = min(quotas, key=lambda quota: quota.cpus, default=None)
     return CgroupLimits(smallest, cpus, tuple(dict.fromkeys(notes)))
+
+
+@dataclass(frozen=True)
+class KillCounter:
+    """Where the kernel counts its out-of-memory kills: the line `name` of the file `path`, and whom it counts."""
+
+    path: str
+    name: str
+    scope: str
+
+
+_KILL_FILES = {
+    1: (("memory.oom_control", "this control group"),),
+    2: (
+        ("memory.events.local", "this control group"),
+        ("memory.events", "this control group and those below it"),  # before Linux 5.2
+    ),
+}
+
+
+def kill_counters(root: str) -> list[KillCounter]:
+    """The places to look for a counter of this process's own group, the nearest first and the whole machine last.
+
+    Of a group that has none the nearest above it counts, because that is the one whose memory it uses (v2 without the
+    controller); and where the group is not to be seen, nothing of another's is read.
+    """
+    counters = []
+    groups = read_text(os.path.join(root, "proc/self/cgroup")) or ""
+    mounts = _mounts(read_text(os.path.join(root, "proc/self/mountinfo")) or "")
+    for version, controllers, name in sorted(_groups(groups), key=lambda group: group[0]):
+        mount = _mount(mounts, version, "memory")
+        if mount is None or (version == 1 and "memory" not in controllers):
+            continue
+        unseen: list[str] = []
+        folders = _folders(mount, name, unseen)
+        if unseen:
+            continue
+        counters += [
+            KillCounter(f"/{folder}/{file}", "oom_kill", f"the kernel's kills in {scope}")
+            for folder in folders
+            for file, scope in _KILL_FILES[version]
+        ]
+    anybody = "the kernel's kills of anybody's processes on the whole machine"
+    return [*counters, KillCounter("/proc/vmstat", "oom_kill", anybody)]
 
 
 def _groups(text: str) -> list[tuple[int, frozenset[str], str]]:

@@ -16,6 +16,7 @@ from modelsupervisor.log.catalogue import objection
 from modelsupervisor.log.journal import Journal
 from modelsupervisor.runtime.board import Board
 from modelsupervisor.runtime.intake import Intake
+from modelsupervisor.runtime.oom import OomKills
 from modelsupervisor.runtime.outlets import Outlets
 from modelsupervisor.runtime.place import Place
 from modelsupervisor.runtime.reactor import Reactor
@@ -56,6 +57,7 @@ class Edge:
     allowed_cpus: tuple[int, ...]  # what this process might use when it started
     intake: Intake
     outlets: Outlets
+    oom: OomKills
     servants: set[int]  # pids of our own that serve no model: log writers
     doomed: set[int]  # pids that were sent SIGKILL with a session of ours and are not reaped yet
 

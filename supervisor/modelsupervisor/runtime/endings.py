@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
 from modelworker.scoreboard import Reading
 
-from modelsupervisor.core.actions import Next, ReportWorkerExit
+from modelsupervisor.core.actions import Next, ReportTemplateExit, ReportWorkerExit
 from modelsupervisor.core.states import Blame
+from modelsupervisor.runtime.evidence import Evidence, Remains
 from modelsupervisor.runtime.messages import Message, text_or_none
 from modelsupervisor.runtime.processes import ExitStatus
 
@@ -26,23 +27,48 @@ class Corpse:
     complaint: Message | None = None
     last_words: tuple[bytes, ...] = ()
     helpers: int = 0
+    remains: Remains = field(default_factory=Remains)
 
 
-def cause_of(action: ReportWorkerExit, corpse: Corpse) -> str:
+def complained_cause(complaint: Message, cause: str) -> str:
+    """The cause where a process said itself why it cannot go on: `cause`, or that it lacked memory."""
+    return "memory" if complaint.get("memory") is True else cause
+
+
+def cause_of(action: ReportWorkerExit, corpse: Corpse, evidence: Evidence) -> str:
     """One word for why a worker is gone.
 
     stopped (as asked, by its own exit or, past its deadline, by a signal of ours) · recycled (the same, because it was worn) ·
-    start_timeout · hung · start_failed (it said so itself) · spawn_failed (there never was a process) · signal · exit
+    start_timeout · hung · start_failed, memory (it said so itself) · spawn_failed (there never was a process) · oom_suspected (a
+    SIGKILL with evidence) · signal · exit
     """
     if not action.spawned:
         return "spawn_failed"
     if action.blame is not None:
         return action.blame.value
     if corpse.complaint is not None:
-        return "start_failed"
+        return complained_cause(corpse.complaint, "start_failed")
     if action.asked:
         return "stopped" if action.worn is None else "recycled"
-    return "signal" if corpse.status.signal is not None else "exit"
+    return evidence.cause or ("signal" if corpse.status.signal is not None else "exit")
+
+
+def template_cause(
+    action: ReportTemplateExit,
+    status: ExitStatus | None,
+    complaint: Message | None,
+    evidence: Evidence,
+) -> str:
+    """The same for a template; without a `status` there never was a process."""
+    if action.blame is not None:
+        return action.blame.value
+    if action.asked:
+        return "stopped"
+    if complaint is not None:
+        return complained_cause(complaint, "load_failed")
+    if status is None:
+        return "spawn_failed"
+    return evidence.cause or ("signal" if status.signal is not None else "exit")
 
 
 def reason_of(action: ReportWorkerExit, corpse: Corpse) -> str:
@@ -70,13 +96,13 @@ def reason_of(action: ReportWorkerExit, corpse: Corpse) -> str:
 
 
 def worker_exit_fields(
-    action: ReportWorkerExit, corpse: Corpse, last_lines: list[str]
+    action: ReportWorkerExit, corpse: Corpse, last_lines: list[str], evidence: Evidence
 ) -> tuple[str, str, dict[str, Any]]:
     """Level, event name and facts of the one event; `last_lines` may be filled later."""
     status, reading = corpse.status, corpse.reading
     complaint = corpse.complaint
     facts: dict[str, Any] = {
-        "cause": cause_of(action, corpse),
+        "cause": cause_of(action, corpse, evidence),
         "reason": reason_of(action, corpse),
         "code": status.code,
         "signal": status.signal_name,
@@ -89,6 +115,9 @@ def worker_exit_fields(
         "last_lines": last_lines,
         "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
     }
+    if action.spawned:
+        facts["peak_rss_bytes"] = corpse.remains.peak
+    facts.update(evidence.fields)
     if complaint is not None:
         facts["traceback"] = text_or_none(complaint.get("traceback"))
     # At the supervisor's end a signal of ours is in order too, unless it took a request along.

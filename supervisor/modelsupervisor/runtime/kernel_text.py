@@ -25,6 +25,15 @@ def whole_number(text: str | None) -> int | None:
     return int(text or "")
 
 
+def counted_in(text: str | None, name: str) -> int | None:
+    """The number of the line `name 12` in a file of such lines; None where there is none."""
+    for line in (text or "").splitlines():
+        first, _, rest = line.partition(" ")
+        if first == name:
+            return whole_number(rest.strip())
+    return None
+
+
 def cpu_list(text: str | None) -> frozenset[int] | None:
     """`0-3,8` as a set; None for an empty list and for what is none."""
     cpus: set[int] = set()

@@ -56,11 +56,12 @@ class Variable:
 
 @dataclass(frozen=True)
 class FifoPlan:
-    """The buffer of each of `count` FIFOs, in bytes, and why it is that large."""
+    """The buffer of each of `count` FIFOs, in bytes, and why it is that large; `note` says what could not be read."""
 
     size: int
     count: int
     reason: str
+    note: str = ""
 
 
 def plan_models(
@@ -178,8 +179,9 @@ def plan_fifos(slots: int) -> FifoPlan:
         with open(PIPE_BUDGET, encoding="utf-8") as limit:
             budget = int(limit.read()) * resource.getpagesize() // 2
     except (OSError, ValueError):
-        reason = "the kernel's default: fs.pipe-user-pages-soft cannot be read"
-        return FifoPlan(SMALLEST_FIFO, count, reason)
+        unread = "fs.pipe-user-pages-soft cannot be read"
+        note = f"{unread}: the FIFOs of the workers' output are kept at the kernel's default size."
+        return FifoPlan(SMALLEST_FIFO, count, f"the kernel's default: {unread}", note)
     size = FIFO_SIZE
     while size > SMALLEST_FIFO and budget and size * count > budget:
         size //= 2

@@ -41,6 +41,7 @@ class Reporter:
         """The result of the control command `status`: of these slots, those from `offset` on that one answer has room for."""
         page = keys[offset : offset + PAGE]
         self._look_at_memory(page)
+        self._workers.drift.refresh([self._workers.present(key) for key in page])
         room = STORIES // max(1, 2 * len(page))
         report: dict[str, Any] = {
             "supervisor": {
@@ -113,6 +114,7 @@ class Reporter:
             "threads": plan.threads,
             "gpu": plan.gpu(slot.key.index),
             "preload": plan.settings.preload,
+            "drift": None if worker is None else self._workers.drift.of(worker),
             **self._memory_of(worker),
             "busy_s": _busy(reading, self._edge.now()),
             "requests": place.answered_before + reading.requests,

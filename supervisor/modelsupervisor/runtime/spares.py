@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from modelsupervisor.core.actions import (
@@ -27,6 +27,8 @@ from modelsupervisor.core.states import Blame, SpareKey, TemplateKey
 from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.births import NotOurs, adopt, end_unwanted
 from modelsupervisor.runtime.edge import Edge
+from modelsupervisor.runtime.endings import complained_cause
+from modelsupervisor.runtime.evidence import Evidence, Remains, bury, evidence_of
 from modelsupervisor.runtime.messages import (
     Message,
     SupervisorEnd,
@@ -50,6 +52,7 @@ class SpareProcess:
     pidfd: int = -1
     complaint: Message | None = None  # its start_failed
     status: processes.ExitStatus | None = None
+    remains: Remains = field(default_factory=Remains)
     ended_at: float = 0.0
 
 
@@ -222,7 +225,7 @@ class Spares:
         assert spare.pid is not None
         self._on_channel(spare)
         self._edge.doomed.update(processes.kill_session(spare.pid))
-        processes.reap(spare.pidfd)
+        spare.remains = bury(spare.pid, status)
         spare.status = status
         self._forget(spare)
         self._edge.post(SpareExited(spare.key, self._edge.now(), str(status)))
@@ -252,12 +255,15 @@ class Spares:
             reason = f"could not start: {complaint.get('error')}"
         elif action.blame is Blame.START_TIMEOUT:
             reason = f"not ready within startup_timeout; {reason}"
+        known = (spare.status, spare.remains, self._edge.oom, self._edge.now())
+        evidence = evidence_of(action, *known)
         self._note(
             spare,
             "info" if action.asked else "warning",
             "spare.exited",
-            cause=_cause(action, spare),
+            cause=_cause(action, spare, evidence),
             reason=reason,
+            **evidence.fields,
             code=status.code,
             signal=status.signal_name,
             uptime_s=round(spare.ended_at - spare.asked_at, 3),
@@ -267,14 +273,15 @@ class Spares:
         )
 
 
-def _cause(action: ReportSpareExit, spare: SpareProcess) -> str:
+def _cause(action: ReportSpareExit, spare: SpareProcess, evidence: Evidence) -> str:
     """One word for why a spare is gone, as for a worker."""
     if not action.spawned:
         return "spawn_failed"
     if action.blame is not None:
         return action.blame.value
     if spare.complaint is not None:
-        return "start_failed"
+        return complained_cause(spare.complaint, "start_failed")
     if action.asked:
         return "stopped"
-    return "exit" if spare.status is None or spare.status.signal is None else "signal"
+    died = "exit" if spare.status is None or spare.status.signal is None else "signal"
+    return evidence.cause or died

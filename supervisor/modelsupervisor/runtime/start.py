@@ -26,6 +26,7 @@ from modelsupervisor.config import ModelSettings, Settings
 from modelsupervisor.core import initial_state
 from modelsupervisor.core.events import Event
 from modelsupervisor.core.states import Policy, SlotKey, State
+from modelsupervisor.core.topology import Topology
 from modelsupervisor.errors import ConfigurationError, Problem, RunDirectoryError, StartError
 from modelsupervisor.log.catalogue import SCHEMA_VERSION
 from modelsupervisor.log.journal import Journal
@@ -36,10 +37,11 @@ from modelsupervisor.runtime.board import Board
 from modelsupervisor.runtime.edge import Edge
 from modelsupervisor.runtime.intake import Intake
 from modelsupervisor.runtime.machine import read_topology
+from modelsupervisor.runtime.oom import OomKills
 from modelsupervisor.runtime.operators import Operators
 from modelsupervisor.runtime.outlets import Outlets
 from modelsupervisor.runtime.place import Place
-from modelsupervisor.runtime.planning import fifo_size, plan_models
+from modelsupervisor.runtime.planning import fifo_size, plan_fifos, plan_models
 from modelsupervisor.runtime.reactor import Reactor
 from modelsupervisor.runtime.report import Reporter
 from modelsupervisor.runtime.rundir import Access, RunDirectory
@@ -147,6 +149,7 @@ class Session:
         slots = sum(model.workers for model in settings.models)
         self._board = Board(self._rundir, slots)
         self._servants: set[int] = set()
+        self._oom = OomKills()
         own = settings.supervisor
         self._journal = Journal(own.log_level, Rings(ring_size(slots)))
         self._outlets = Outlets(own, self._journal, self._reactor, self._servants, Edge.now)
@@ -209,7 +212,8 @@ class Session:
         settings = self._settings
         allowed = tuple(sorted(os.sched_getaffinity(0)))
         cache = resolve_model_cache(settings.supervisor.model_cache, self._rundir.path)
-        plans = plan_models(settings, read_topology("/", allowed), cache)
+        topology = read_topology("/", allowed)
+        plans = plan_models(settings, topology, cache)
         _claim_descriptors(settings)
         _become_subreaper()
         if settings.supervisor.cpus is not None:
@@ -219,15 +223,7 @@ class Session:
         self._rundir.lock(settings.source)
         if any(model.archive for model in settings.models):
             self._open_cache(cache)
-        self._journal.emit(
-            "info",
-            "supervisor.starting",
-            pid=os.getpid(),
-            version=__version__,
-            config=settings.source,
-            run_dir=self._rundir.path,
-            schema=SCHEMA_VERSION,
-        )
+        self._announce(topology)
         return Edge(
             settings=settings,
             reactor=self._reactor,
@@ -241,9 +237,26 @@ class Session:
             allowed_cpus=allowed,
             intake=self._intake,
             outlets=self._outlets,
+            oom=self._oom,
             servants=self._servants,
             doomed=set(),
         )
+
+    def _announce(self, topology: Topology) -> None:
+        """The first event; and what of the machine could not be read, and is assumed otherwise from here on."""
+        self._journal.emit(
+            "info",
+            "supervisor.starting",
+            pid=os.getpid(),
+            version=__version__,
+            config=self._settings.source,
+            run_dir=self._rundir.path,
+            schema=SCHEMA_VERSION,
+        )
+        slots = sum(model.workers for model in self._settings.models)
+        notes = [*topology.notes, plan_fifos(slots).note, self._oom.open(Edge.now())]
+        for note in filter(None, notes):
+            self._journal.emit("warning", "machine.degraded", pid=os.getpid(), reason=note)
 
     def _open_cache(self, path: str) -> None:
         """Once, at the start: what is wrong with the place is better said before a model fails to load. RunDirectoryError."""

@@ -200,9 +200,10 @@ class Supervisor:
             worker = self.workers.present(note.slot)
             facts["model"], facts["worker"] = note.slot.model, note.slot.index
             facts["pid"] = worker.pid if worker is not None else None
-            if note.event == "worker.ready":
-                self.workers.recovered(note.slot, dict(note.fields))
-                facts = {**(worker.facts if worker is not None else {}), **facts}
+            if note.event == "worker.ready" and worker is not None:
+                place = self._edge.places[note.slot]
+                place.recovered(worker.generation, worker.pid, dict(note.fields))
+                facts = {**worker.facts, **facts}
             elif note.event == "worker.hung":
                 facts.update(self._lookout.evidence(note.slot))
         elif note.spare is not None:
@@ -217,6 +218,8 @@ class Supervisor:
         else:
             facts["pid"] = self._edge.pid
         self._edge.journal.emit(note.level, note.event, **{**facts, **dict(note.fields)})
+        if note.slot is not None and note.event == "worker.ready":
+            self.workers.drift.expect(self.workers.present(note.slot))
 
     def _show_progress(self) -> bool:
         if not self._edge.outlets.terminal:

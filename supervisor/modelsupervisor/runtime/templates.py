@@ -31,6 +31,8 @@ from modelsupervisor.core.states import TemplateKey
 from modelsupervisor.log.catalogue import known_facts
 from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.edge import Edge
+from modelsupervisor.runtime.endings import template_cause
+from modelsupervisor.runtime.evidence import Evidence, Remains, bury, evidence_of
 from modelsupervisor.runtime.messages import (
     Message,
     SupervisorEnd,
@@ -66,6 +68,7 @@ class TemplateProcess:
         self.complaint: Message | None = None  # its load_failed
         self.status: processes.ExitStatus | None = None
         self.last_words: tuple[bytes, ...] = ()
+        self.remains = Remains()
 
 
 class Templates:
@@ -294,7 +297,7 @@ class Templates:
                 a + b for a, b in zip(template.last_words, more, strict=True)
             )
         self._edge.doomed.update(helpers)
-        processes.reap(template.pidfd)
+        template.remains = bury(template.pid, status)
         del self._all[template.key]
         self._dead[template.key] = template
         self._discard(template)
@@ -323,31 +326,34 @@ class Templates:
     def report_exit(self, action: ReportTemplateExit) -> None:
         """The one event of a template's end, its last output before it."""
         template = self._dead.pop(action.key)
-        uptime = round(self._edge.now() - template.begun, 3)
+        now = self._edge.now()
+        known = (template.status, template.remains, self._edge.oom, now)
+        evidence = evidence_of(action, *known)
+        uptime = round(now - template.begun, 3)
         self._edge.intake.finish(
             template.streams,
             template.last_words,
             self._voice(template),
-            lambda: self._tell_exit(template, action, uptime),
+            lambda: self._tell_exit(template, action, uptime, evidence),
         )
 
     def _tell_exit(
-        self, template: TemplateProcess, action: ReportTemplateExit, uptime: float
+        self,
+        template: TemplateProcess,
+        action: ReportTemplateExit,
+        uptime: float,
+        evidence: Evidence,
     ) -> None:
         status = template.status or processes.ExitStatus()
         complaint = template.complaint or {}
-        cause = "stopped" if action.asked else "load_failed" if complaint else "signal"
-        if action.blame is not None:
-            cause = action.blame.value
-        elif cause == "signal" and status.signal is None:
-            cause = "exit" if template.status is not None else "spawn_failed"
         failed = not action.asked
         self._note(
             template,
             "error" if failed else "info",
             "template.exited",
-            cause=cause,
+            cause=template_cause(action, template.status, template.complaint, evidence),
             reason=action.reason,
+            **evidence.fields,
             code=status.code,
             signal=status.signal_name,
             uptime_s=uptime,

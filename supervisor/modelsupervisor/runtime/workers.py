@@ -42,8 +42,10 @@ from modelsupervisor.runtime.births import (
     slot_message,
 )
 from modelsupervisor.runtime.board import NOTHING
+from modelsupervisor.runtime.drift import Drift
 from modelsupervisor.runtime.edge import Edge, told_event
 from modelsupervisor.runtime.endings import Corpse, worker_exit_fields
+from modelsupervisor.runtime.evidence import bury, evidence_of
 from modelsupervisor.runtime.kinship import Kinship
 from modelsupervisor.runtime.messages import (
     Message,
@@ -83,6 +85,7 @@ class Workers:
         self._dead: dict[tuple[SlotKey, int], tuple[Worker, Corpse]] = {}
         self.spares = Spares(edge, templates, lambda: self.pids() | templates.pids())
         self.kinship = Kinship(edge, templates, self.pids)
+        self.drift = Drift(edge, templates)
         templates.on_birth = self._on_template_answer
         templates.on_gone = self._on_template_gone
 
@@ -259,6 +262,8 @@ class Workers:
                 self._adopt(worker, pid)
             worker.facts = known_facts("worker.ready", facts)
             self._edge.post(WorkerReady(worker.key, worker.generation, self._edge.now()))
+        elif kind == "attested":
+            self.drift.attested(worker, message)
         else:
             self._note(worker, "warning", "worker.bad_message", reason=f"unknown kind {kind!r}")
 
@@ -335,12 +340,11 @@ class Workers:
             more = (stream.read_what_is_there() for stream in place.streams)
             words = tuple(a + b for a, b in zip(words, more, strict=True))
         self._edge.doomed.update(helpers)
-        processes.reap(worker.pidfd)
+        remains = bury(worker.pid, status)
         self._forget(worker)
         place.answered_before += reading.requests
-        corpse = Corpse(
-            status, now - worker.asked_at, reading, worker.complaint, words, len(helpers)
-        )
+        age, complaint = now - worker.asked_at, worker.complaint
+        corpse = Corpse(status, age, reading, complaint, words, len(helpers), remains)
         self._dead[worker.key, worker.generation] = worker, corpse
         self._edge.post(
             WorkerExited(
@@ -353,12 +357,6 @@ class Workers:
                 declined=worker.complaint is not None,
             )
         )
-
-    def recovered(self, key: SlotKey, facts: dict[str, Any]) -> None:
-        """A worker is READY: note with the slot's last crash, the first time after it, what came of it."""
-        worker = self._present.get(key)
-        if worker is not None:
-            self._edge.places[key].recovered(worker.generation, worker.pid, facts)
 
     def _close_channel(self, worker: Worker) -> None:
         if worker.channel is not None and not worker.channel.closed:
@@ -382,7 +380,9 @@ class Workers:
         voice = self._voice_of(worker, corpse.reading.ids)
         place.last_lines = LastLines()
         last_lines: list[str] = []
-        level, event, facts = worker_exit_fields(action, corpse, last_lines)
+        known = (corpse.status, corpse.remains, self._edge.oom, self._edge.now())
+        evidence = evidence_of(action, *known)
+        level, event, facts = worker_exit_fields(action, corpse, last_lines, evidence)
         if action.spawned:
             place.last_exit = dict(facts, generation=action.generation)
             if not action.asked:

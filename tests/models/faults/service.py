@@ -240,12 +240,59 @@ def _say_nothing(fault):
     os.close(2)
 
 
+# -- CPUs and memory --------------------------------------------------------------------------------------------------
+
+
+def _stray(fault):
+    """Move this thread, or a new one that stays, to these CPUs."""
+    if not fault.get("thread"):
+        os.sched_setaffinity(0, fault["cpus"])
+        return
+    moved = threading.Event()
+
+    def stray():
+        os.sched_setaffinity(0, fault["cpus"])
+        moved.set()
+        time.sleep(1000)
+
+    threading.Thread(target=stray, daemon=True).start()
+    moved.wait()
+
+
+def _openmp(fault):
+    """Load the OpenMP runtime and have it compute with so many threads, where a number is given."""
+    runtime = ctypes.CDLL("libgomp.so.1")
+    if "threads" in fault:
+        runtime.omp_set_num_threads(fault["threads"])
+
+
+def _fill(fault):
+    """Fill the memory with small objects up to a limit that is `room` bytes above what is mapped now, and keep it."""
+    if "room" in fault:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            mapped = int(statm.read().split()[0]) * resource.getpagesize()
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + fault["room"], hard))
+    kept = []
+    while True:
+        kept.append(bytearray(fault.get("piece", 4096)))
+
+
+def _abort(fault):
+    resource.setrlimit(resource.RLIMIT_AS, (fault["limit"], resource.RLIM_INFINITY))
+    os.abort()
+
+
 _WORDS = {
     "spin": _spin,
     "grind": _grind,
     "livelock": _livelock,
     "hold_interpreter": _hold_interpreter,
     "say_nothing": _say_nothing,
+    "stray": _stray,
+    "openmp": _openmp,
+    "fill": _fill,
+    "abort": _abort,
     "print": _print,
     "printf": _printf,
     "write": _write,
