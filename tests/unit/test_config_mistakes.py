@@ -54,7 +54,7 @@ HANDLER = "expected module:function or module, of a file in the model's folder"
 VARIABLE = "not the name of an environment variable; expected env.NAME of letters, digits and _"
 KEYS = (
     "expected one of path, handler, workers, spares, max_requests, memory_limit, cpus, threads, "
-    "preload, python, gpus, allow_load, batch_size, startup_timeout, stop_timeout, stable_after, "
+    "preload, python, gpus, allow_load, batch_size, startup_timeout, response_timeout, stop_timeout, stable_after, "
     "max_failures, retry_failed_after, max_connections, frame_timeout, max_line, warmup, "
     "max_archive_size, env.NAME"
 )
