@@ -98,7 +98,7 @@ SUPERVISOR = Group(
             "leftover.kept",
             "supervisor",
             ("warning", "error"),
-            "Something in the run directory that is not ours, or not any more, was left alone.",
+            "Something in the run directory that is not ours, or not any more, was left alone, or could not be removed.",
             (_NAME, REASON),
         ),
     ),

@@ -23,7 +23,9 @@ _HELD = []  # memory that is never given back
 
 
 def _meet(fault, context=None):
-    """Carry out one fault."""
+    """Carry out one fault, where it is meant for this worker: one with a `slot` is for that one alone."""
+    if "slot" in fault and not os.readlink("/proc/self/fd/1").endswith(f".{fault['slot']}.stdout"):
+        return None
     name = fault.get("do")
     if name in _WORDS:
         return _WORDS[name](fault)
@@ -165,6 +167,11 @@ def _speak_later(fault):
     threading.Thread(target=speak, daemon=True).start()
 
 
+def _die_soon(fault):
+    """Be dead some `seconds` from now, whatever this process does then."""
+    threading.Timer(fault.get("seconds", 0.01), os._exit, [7]).start()
+
+
 def _chatter(fault):
     """Begin to print numbered lines from a thread: `pause` seconds between two of them, until the process ends."""
 
@@ -303,6 +310,7 @@ _WORDS = {
     "raise_in_thread": _raise_in_thread,
     "speak_later": _speak_later,
     "chatter": _chatter,
+    "die_soon": _die_soon,
     "writing_helper": _writing_helper,
 }
 
