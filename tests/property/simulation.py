@@ -55,6 +55,7 @@ class Simulation(SpareKernel):
             self.stopping_at = self.stopping_at or self.now
         if self.stopping_at is not None and self.now >= self.stopping_at + before.stop_timeout:
             self.kill_all = True
+        self.note_unwanted()
         for action in actions:
             self.perform(before, action)
         assert self.expected is None and self.expected_spare is None, "a death without its report"
@@ -169,16 +170,18 @@ class Simulation(SpareKernel):
     def end_template(self, mould: Mould, reason: str, *, births_first: bool = False) -> None:
         """A template is gone, and with it the births that it had not begun."""
         mould.stage = Stage.GONE
-        if not births_first:
-            self.feed(ev.TemplateExited(mould.key, self.now, reason))
+        if births_first:
+            self._fail_births(mould)
+        self.feed(ev.TemplateExited(mould.key, self.now, reason))
+        self._fail_births(mould)
+
+    def _fail_births(self, mould: Mould) -> None:
         for process in list(self.processes.values()):
             if process.template == mould.key and process.stage is Stage.ASKED and process.unborn:
                 self.fail_birth(process)
         for spare in list(self.spares.values()):
             if spare.template == mould.key and spare.stage is Stage.ASKED and spare.unborn:
                 self.end_spare(spare)
-        if births_first:
-            self.feed(ev.TemplateExited(mould.key, self.now, reason))
 
     def bear(self, process: Process) -> None:
         """The template forks."""

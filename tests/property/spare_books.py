@@ -25,6 +25,7 @@ class Reserve:
     termed_at: float | None = None
     aborted_at: float | None = None
     killed_at: float | None = None
+    failed: bool = False  # it was killed because it did not park in time
     abandoned: bool = False
     seated: bool = False
     reports: int = 0
@@ -61,9 +62,7 @@ class SpareCounts:
     asked_for: frozenset[int] = frozenset({1})  # the templates that operators asked for
     newest: int = 0
     failures: int = 0
-    floor: int = (
-        0  # the newest spare when the last failure was counted: those before it are one burst
-    )
+    floor: int = 0  # the newest spare when a failure was counted last: up to it all are one burst
     not_before: float = 0.0  # the time that the last report promised
     quiet_until: float = 0.0  # a slot has just become READY
     recycled: SlotKey | None = None  # who was told to go last because it is worn

@@ -33,6 +33,11 @@ from modelsupervisor.core.states import (
 )
 
 
+def wanted(model: Model) -> int:
+    """How many spares a model is to have: one at least while a worker is to be replaced."""
+    return max(model.policy.spares, 0 if model.recycling is None else 1)
+
+
 class SpareKernel(Kernel):
     """The children of one supervisor, spares among them."""
 
@@ -45,6 +50,15 @@ class SpareKernel(Kernel):
     @abstractmethod
     def feed(self, event: ev.Event) -> tuple[act.Action, ...]:
         """Tell the core, carry out what it wants, and hold it to its invariants."""
+
+    def note_unwanted(self) -> None:
+        """See which spares the core has sent away that cannot be signalled yet."""
+        for key, kept in self.state.spares.items():
+            spare = self.spares.get(key)  # what is asked for by this very answer is not there yet
+            if spare is None or not spare.unborn or spare.unwanted_at is not None:
+                continue
+            if kept.phase is SparePhase.STOPPING:
+                spare.unwanted_at = self.now
 
     # What the core wants ---------------------------------------------------------------------------------------------
 
@@ -80,7 +94,8 @@ class SpareKernel(Kernel):
         book.newest += 1
         assert action.key.number == book.newest
         mould = self.moulds[action.template]
-        assert mould.stage is Stage.READY, "a birth from a template that cannot fork"
+        template = self.state.templates[action.template]
+        assert template.phase is TemplatePhase.READY, "a birth from a template that cannot fork"
         assert not mould.sent_away, "a retired template"
         assert mould.key.generation >= book.version, "a spare of an old version"
         starts = [p for p in self.processes.values() if p.key.model == model.name and p.there]
@@ -88,6 +103,8 @@ class SpareKernel(Kernel):
         assert not starts, "a spare comes before a slot that starts"
         assert self.now >= book.not_before - CLOSE, "a birth before its back-off is over"
         assert self.now >= book.quiet_until - CLOSE, "a birth beside a first answer"
+        here = [s for s in self.spares_of(model.name) if s.failed or not s.leaves]
+        assert len(here) < wanted(model), "more spares than are wanted"
         self.spares[action.key] = Reserve(action.key, action.template, self.now, self.temper)
 
     def _sent_away(self, process: Process) -> bool:
@@ -136,7 +153,7 @@ class SpareKernel(Kernel):
             timeout = model.policy.startup_timeout
             too_slow = spare.parked_at is None and self.now >= spare.asked_at + timeout - CLOSE
             assert too_slow and not spare.leaves, "SIGABRT before its time"
-            spare.aborted_at = self.now
+            spare.aborted_at, spare.failed = self.now, True
             return
         asked = spare.termed_at or spare.aborted_at
         overdue = asked is not None and self.now >= asked + TERM_GRACE - CLOSE
@@ -264,7 +281,7 @@ class SpareKernel(Kernel):
         if self.state.run is Run.DONE:
             return
         there = {spare.key for spare in self.spares.values() if spare.there}
-        assert there == set(self.state.spares), "a spare that the core forgot, or made up"
+        assert there == set(self.state.spares), "a spare was forgotten, or made up"
         for key in there:
             self._check_spare(self.spares[key])
         if self.state.run is not Run.STOPPING:
@@ -274,8 +291,6 @@ class SpareKernel(Kernel):
 
     def _check_spare(self, spare: Reserve) -> None:
         kept = self.state.spares[spare.key]
-        if spare.unborn and kept.phase is SparePhase.STOPPING and spare.unwanted_at is None:
-            spare.unwanted_at = self.now
         assert spare.leaves == (kept.phase is SparePhase.STOPPING)
         outdated = spare.template.generation < self.spare_counts[spare.key.model].version
         unwanted = outdated or self.stopping_at is not None
@@ -288,9 +303,9 @@ class SpareKernel(Kernel):
 
     def _check_number(self, model: Model) -> None:
         book, slots = self.spare_counts[model.name], self.state.slots.items()
-        wanted = max(model.policy.spares, 0 if model.recycling is None else 1)
         staying = [spare for spare in self.spares_of(model.name) if not spare.leaves]
-        assert len(staying) <= wanted, "more spares than are wanted"
+        failed = [spare for spare in self.spares_of(model.name) if spare.failed]
+        assert len(staying) <= wanted(model), "more spares than are wanted"
         mine = [slot for key, slot in slots if key.model == model.name]
         waits = [s for s in mine if not s.live and s.deadline is None and s.wanted is Wanted.UP]
         assert not (waits and self.usable(model.name)), "a slot waits beside a parked spare"
@@ -299,7 +314,8 @@ class SpareKernel(Kernel):
         starts = any(slot.phase is Phase.STARTING for slot in mine)
         later = max(book.not_before, book.quiet_until) > self.now - CLOSE
         if forks and not starts and not later:
-            assert len(staying) == wanted, "a spare is missing and nobody asked for it"
+            enough = len(staying) + len(failed) >= wanted(model)
+            assert enough, "a spare is missing and nobody asked for it"
 
     def _check_wear(self, model: Model) -> None:
         serving = [

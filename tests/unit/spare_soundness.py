@@ -102,7 +102,8 @@ def _unsound_number(state: State, model: Model) -> str | None:
     template = state.templates.get(TemplateKey(model.name, model.current or 0))
     forks = template is not None and template.phase is TemplatePhase.READY
     starts = any(slot.phase is Phase.STARTING for slot in slots)
-    if staying < wanted and forks and not starts and model.spare_at is None:
+    failed = sum(spare.blame is not None for spare in spares)
+    if staying + failed < wanted and forks and not starts and model.spare_at is None:
         return "a spare is missing and nobody asked for it"
     return None
 

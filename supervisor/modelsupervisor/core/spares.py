@@ -40,7 +40,7 @@ from modelsupervisor.core.step import Step
 def refill(step: Step, name: str) -> None:
     """Ask for the spares that are missing, and let go of those too many; called after every event."""
     model = step.models[name]
-    here = [spare for spare in step.spares_of(name) if spare.phase is not SparePhase.STOPPING]
+    here = [spare for spare in step.spares_of(name) if _holds_a_place(spare)]
     missing = _wanted(model) - len(here)
     if missing < 0 and not step.stopping:
         for spare in here[missing:]:
@@ -50,6 +50,13 @@ def refill(step: Step, name: str) -> None:
         return
     for _ in range(missing):
         _bear(step, name, template)
+
+
+def _holds_a_place(spare: Spare) -> bool:
+    """One that was sent away makes room at once, one that failed when it is gone: the failure is counted then, and who is stuck
+    in the kernel for ever is not joined by others every startup_timeout.
+    """
+    return spare.phase is not SparePhase.STOPPING or spare.blame is not None
 
 
 def _wanted(model: Model) -> int:
@@ -137,9 +144,10 @@ def _count(step: Step, spare: Spare, event: SpareExited) -> float:
     policy = model.policy
     template = step.templates.get(TemplateKey(model.name, spare.template))
     template_serves = template is not None and template.phase is TemplatePhase.READY
-    stable = spare.parked_at is not None and step.now - spare.parked_at >= policy.stable_after
+    waits = max(0.0, (model.spare_at or step.now) - step.now)
     if spare.key.number <= model.spare_floor or not (event.spawned or template_serves):
-        return max(0.0, (model.spare_at or step.now) - step.now)
+        return waits
+    stable = spare.parked_at is not None and step.now - spare.parked_at >= policy.stable_after
     failures = 1 if stable else model.spare_failures + 1
     if failures >= policy.max_failures:
         delay = max(policy.retry_failed_after, slots.SPARE_PAUSE)
@@ -147,16 +155,16 @@ def _count(step: Step, spare: Spare, event: SpareExited) -> float:
         delay = slots.SPARE_PAUSE  # however little `stable_after` asks of them
     else:
         delay = step.failure_delay(failures)
-    later = max(step.now + delay, model.spare_at or step.now)
+    delay = max(delay, waits)
     step.put(
         replace(
             model,
             spare_failures=failures,
             spare_floor=model.spares_born,
-            spare_at=later if later > step.now else None,
+            spare_at=step.now + delay if delay > 0.0 else None,
         )
     )
-    return later - step.now
+    return delay
 
 
 def outdate(step: Step, name: str, version: int) -> None:
