@@ -83,6 +83,26 @@ def test_a_handler_that_moves_itself_while_it_serves(running: Running) -> None:
     assert len(instance.events("worker.drift")) == 1
 
 
+WATCHFUL = """
+import sys
+from modelsupervisor.runtime import drift
+drift.LOOK_EVERY = 0.2
+from modelsupervisor.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@two_cpus
+def test_nobody_has_to_ask_for_it(instance: Make) -> None:
+    """At the periodic looks at workers it is found, without a command (LOOK_EVERY is shortened for the test)."""
+    watched = instance()
+    watched.write(watched.model(cpus=FIRST, response_timeout="1s"))
+    line = [sys.executable, "-c", WATCHFUL, "start", "-c", str(watched.config)]
+    watched.launch(command=line).wait_event("supervisor.ready")
+    ask(watched, "stray", cpus=[LAST], thread=True)
+    assert watched.wait_event("worker.drift")["found"] == str(LAST)
+
+
 @two_cpus
 def test_what_is_no_drift(instance: Make) -> None:
     """A worker that floats; and a thread on one of the planned CPUs, where OMP_PROC_BIND has the operator bind them so."""

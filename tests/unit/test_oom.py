@@ -230,7 +230,8 @@ def test_a_rise_that_nobody_claimed_gets_old(tmp_path: Path) -> None:
     version_1(tmp_path)
     kills = opened(tmp_path)
     write(tmp_path, {OWN_V1: control(2)})
-    kills.look(1.0)
+    kills.refresh(1.0)
+    kills.refresh(1.1)
     assert kills.claim(1.0 + FRESH) is not None
     assert kills.claim(1.1 + FRESH) is None
 

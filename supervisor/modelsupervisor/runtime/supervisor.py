@@ -68,7 +68,7 @@ class Supervisor:
         self._exit: int | None = None
         self._followers = Followers(edge.journal, edge.settings.supervisor.log_buffer)
         self._memory = MemoryWatch(edge, self.workers)
-        self._lookout = Lookout(edge, self.workers)
+        self._lookout = Lookout(edge, self.workers, (self._glance,))
         self._orphans = Orphans(edge, self.workers, self._templates)
         self._faults: Counter[Watch] = Counter()
         self._timed: State | None = None  # the state that `_deadline` is of
@@ -191,6 +191,11 @@ class Supervisor:
                 self._lookout.perform(action)
             case _:
                 self.workers.perform(action)
+
+    def _glance(self, key: SlotKey, _pid: int, _generation: int) -> None:
+        """While a worker is looked at anyhow: is it as planned, and did the kernel kill somebody for want of memory meanwhile."""
+        self.workers.drift.refresh([self.workers.present(key)])
+        self._edge.oom.refresh(self._edge.now())
 
     # -- words ----------------------------------------------------------------------------------------------------
 
