@@ -344,7 +344,8 @@ def test_no_descriptors_to_be_had(echo: Instance) -> None:
         check=False,
     )
     assert ended.returncode == 1
-    assert "100 workers need 628 descriptors" in ended.stderr and "200" in ended.stderr
+    assert "RLIMIT_NOFILE: 630 descriptors needed, 200 to be had" in ended.stderr
+    assert "ulimit -Hn" in ended.stderr and "nothing was started" in ended.stderr
     assert not echo.run_dir.exists()
 
 

@@ -120,7 +120,7 @@ cpus = 0
    # an indented comment
 path = ./digits/../digits
 handler = service.py:handle
-workers = 512
+workers = 4096
 cpus = 4-6, 0,2
 threads = 8
 preload = model
@@ -156,7 +156,7 @@ def test_every_key_is_read(folder: Path) -> None:
     assert supervisor.log_buffer == 3 * 512 * 1024
     assert (supervisor.stop_timeout, supervisor.on_start_failure) == (1.5, "continue")
     assert (supervisor.socket_mode, supervisor.cpus) == (0o600, (0,))
-    assert (digits.handler, digits.workers) == ("service.py:handle", 512)
+    assert (digits.handler, digits.workers) == ("service.py:handle", 4096)
     assert (digits.cpus, digits.threads) == ((4, 5, 6, 0, 2), 8)
     assert (digits.startup_timeout, digits.stop_timeout) == (120.0, 0.005)
     assert (digits.stable_after, digits.retry_failed_after) == (3600.0, 604800.0)

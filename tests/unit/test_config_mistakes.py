@@ -60,16 +60,16 @@ KEYS = (
 )
 
 BAD_MODEL_LINES = [
-    ("workers = 0", f"{NUMBER} 512"),
-    ("workers = 513", f"{NUMBER} 512"),
-    ("workers = -1", f"{NUMBER} 512"),
-    ("workers = +1", f"{NUMBER} 512"),
-    ("workers = 1.0", f"{NUMBER} 512"),
-    ("workers = 2-8", f"{NUMBER} 512"),
-    ("workers = ٣", f"{NUMBER} 512"),
-    ("workers = two", f"{NUMBER} 512"),
-    ("workers = 2  # two", f"{HINT}; {NUMBER} 512"),
-    ("workers = 2 ; two", f"{HINT}; {NUMBER} 512"),
+    ("workers = 0", f"{NUMBER} 4096"),
+    ("workers = 4097", f"{NUMBER} 4096"),
+    ("workers = -1", f"{NUMBER} 4096"),
+    ("workers = +1", f"{NUMBER} 4096"),
+    ("workers = 1.0", f"{NUMBER} 4096"),
+    ("workers = 2-8", f"{NUMBER} 4096"),
+    ("workers = ٣", f"{NUMBER} 4096"),
+    ("workers = two", f"{NUMBER} 4096"),
+    ("workers = 2  # two", f"{HINT}; {NUMBER} 4096"),
+    ("workers = 2 ; two", f"{HINT}; {NUMBER} 4096"),
     ("batch_size = 1025", f"{NUMBER} 1024"),
     ("max_failures = 0", f"{NUMBER} 1000"),
     ("max_connections = 0", f"{NUMBER} 4096"),
@@ -363,7 +363,7 @@ workers = 2
         f"to name one; {HANDLER}",
         f"6: `handler: service` has no =; {SYNTAX}",
         f"7: `= 5` has no key before the =; {SYNTAX}",
-        f"8: [model:digits] workers = 0: {NUMBER} 512",
+        f"8: [model:digits] workers = 0: {NUMBER} 4096",
         "9: [model:digits] workers = 2: the key stands in this section a second time",
         r"9: [model:digits] workers = 2\nthreads = 4: the next line is indented, and so continues "
         "this "

@@ -18,6 +18,7 @@ def check(config: str) -> int:
     mistakes, and exit 78."""
     from modelsupervisor.config import load_settings, render_settings, socket_path_problems
     from modelsupervisor.interpreters import interpreters
+    from modelsupervisor.runtime.limits import read_limits
 
     settings = load_settings(config)
     run_dir = resolve_run_dir(settings.supervisor.run_dir)
@@ -29,6 +30,9 @@ def check(config: str) -> int:
     if any(model.archive for model in settings.models):
         cache = resolve_model_cache(settings.supervisor.model_cache, run_dir)
         say(f"# model cache: {click.format_filename(cache)}")
+    for limit in read_limits(settings, run_dir):
+        if not limit.holds:  # of this machine and user, and not the file's fault
+            say(f"# start would fail here: {click.format_filename(str(limit))}")
     say("# OK")
     return EXIT_OK
 

@@ -16,13 +16,15 @@ import click
 from modelsupervisor.cli import say
 from modelsupervisor.cli.render import cpu_words, shown, size_words
 from modelsupervisor.cli.terminal import on_terminal, one_line
-from modelsupervisor.errors import EXIT_OK
+from modelsupervisor.errors import EXIT_OK, RunDirectoryError
 from modelsupervisor.log.harmless import harmless_json
+from modelsupervisor.paths import resolve_run_dir
 
 if TYPE_CHECKING:
     from modelsupervisor.config import ModelSettings, Settings, SupervisorSettings
     from modelsupervisor.core.topology import Topology
     from modelsupervisor.runtime.edge import ModelPlan
+    from modelsupervisor.runtime.limits import Limit
 
 WIDEST = 100  # columns of text below the table
 
@@ -73,7 +75,29 @@ def plan_report(settings: Settings, topology: Topology) -> dict[str, Any]:
         "models": [_model(plans[model.name]) for model in settings.models],
         "supervisor": {"settings": _settings(settings.supervisor)},
         "fifos": {"bytes": fifos.size, "count": fifos.count, "reason": fifos.reason},
+        "limits": [
+            {
+                "name": each.name,
+                "what": each.what,
+                "needed": each.needed,
+                "found": each.found,
+                "holds": each.holds,
+                "remedy": each.remedy,
+            }
+            for each in limits_here(settings)
+        ],
     }
+
+
+def limits_here(settings: Settings) -> tuple[Limit, ...]:
+    """What `start` would need, by this user and on this machine; without its run directory where none is known."""
+    from modelsupervisor.runtime.limits import read_limits
+
+    try:
+        run_dir = resolve_run_dir(settings.supervisor.run_dir)
+    except RunDirectoryError:
+        run_dir = None
+    return read_limits(settings, run_dir)
 
 
 def _model(made: ModelPlan) -> dict[str, Any]:
@@ -143,7 +167,9 @@ def plan_lines(made: dict[str, Any]) -> list[str]:
     fifos = made["fifos"]
     lines += ["", "Output"]
     words = f"{fifos['count']} FIFOs of {size_words(fifos['bytes'])} each: {fifos['reason']}."
-    lines += _folded(words, "  ")
+    lines += [*_folded(words, "  "), "", "Limits"]
+    for each in made["limits"]:
+        lines += _folded(_limit_words(each), "  ")
     lines += _settings_lines("the supervisor", made["supervisor"]["settings"])
     for model in made["models"]:
         lines += _settings_lines(model["name"], model["settings"])
@@ -168,6 +194,16 @@ def _settings_lines(of: str, settings: list[dict[str, Any]]) -> list[str]:
 
 def _at_default(setting: dict[str, Any]) -> bool:
     return setting["value"] is not None and not setting["differs"]
+
+
+def _limit_words(limit: dict[str, Any]) -> str:
+    """One limit; what helps only where it does not hold."""
+    sizes = (limit["needed"], limit["found"])
+    needed, found = map(size_words if limit["what"] == "bytes" else str, sizes)
+    kind = "" if limit["what"] == "bytes" else f" {limit['what']}"
+    had = "no limit" if limit["found"] is None else f"{found} to be had"
+    words = f"{limit['name']}: {needed}{kind} needed, {had}"
+    return words + ("." if limit["holds"] else f": start would fail here; {limit['remedy']}.")
 
 
 def _table(models: list[dict[str, Any]]) -> list[str]:

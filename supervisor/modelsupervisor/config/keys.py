@@ -152,7 +152,7 @@ MODEL_KEYS: tuple[Key, ...] = (
         "What answers requests: module:function, or module, of a file in the folder or archive.",
         unset=f"what {MANIFEST} in it names",
     ),
-    Key("workers", values.whole_number(1, 512), "1", "How many worker processes serve the model."),
+    Key("workers", values.whole_number(1, 4096), "1", "How many worker processes serve the model."),
     Key(
         "spares",
         values.whole_number(0, 64),

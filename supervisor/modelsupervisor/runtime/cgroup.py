@@ -1,5 +1,5 @@
-"""What this process's control groups let it have of the CPUs: quota and cpuset, of version 1 or 2; and where the kernel counts
-whom it killed in them for want of memory.
+"""What this process's control groups let it have, of version 1 or 2: CPU quota, cpuset, number of tasks; and where the kernel
+counts whom it killed in them for want of memory.
 
 /proc/self/cgroup names the group in each hierarchy, /proc/self/mountinfo where the hierarchy is
 mounted and which of its groups that mount shows. A quota holds for a whole subtree, so the groups
@@ -107,6 +107,24 @@ def kill_counters(root: str) -> list[KillCounter]:
         ]
     anybody = "the kernel's kills of anybody's processes on the whole machine"
     return [*counters, KillCounter("/proc/vmstat", "oom_kill", anybody)]
+
+
+def read_pids_room(root: str) -> tuple[int | None, str]:
+    """How many more tasks this process's control groups allow, and the file that says so; (None, "") where none limits them."""
+    rooms: list[tuple[int, str]] = []
+    mounts = _mounts(read_text(os.path.join(root, "proc/self/mountinfo")) or "")
+    for version, controllers, name in _groups(
+        read_text(os.path.join(root, "proc/self/cgroup")) or ""
+    ):
+        mount = _mount(mounts, version, "pids")
+        if mount is None or (version == 1 and "pids" not in controllers):
+            continue
+        for folder in _folders(mount, name, []):
+            most = whole_number(read_text(os.path.join(root, folder, "pids.max")))
+            there = whole_number(read_text(os.path.join(root, folder, "pids.current")))
+            if most is not None and there is not None:
+                rooms.append((most - there, f"/{folder}/pids.max"))
+    return min(rooms, default=(None, ""))
 
 
 def _groups(text: str) -> list[tuple[int, frozenset[str], str]]:

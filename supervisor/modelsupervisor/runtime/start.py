@@ -14,7 +14,6 @@ import fcntl
 import gc
 import grp
 import os
-import resource
 import select
 import sys
 from functools import partial
@@ -34,8 +33,9 @@ from modelsupervisor.log.ring import Rings, ring_size
 from modelsupervisor.paths import parse_worker_socket, resolve_model_cache
 from modelsupervisor.runtime import rundir as files
 from modelsupervisor.runtime.board import Board
-from modelsupervisor.runtime.edge import Edge
+from modelsupervisor.runtime.edge import Edge, ModelPlan
 from modelsupervisor.runtime.intake import Intake
+from modelsupervisor.runtime.limits import claim_descriptors, read_limits, require_limits
 from modelsupervisor.runtime.machine import read_topology
 from modelsupervisor.runtime.oom import OomKills
 from modelsupervisor.runtime.operators import Operators
@@ -50,9 +50,6 @@ from modelsupervisor.runtime.standard_output import needs_writer
 from modelsupervisor.runtime.supervisor import Supervisor
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
-DESCRIPTORS_A_SLOT = 5  # listener, two FIFOs, pidfd, channel
-DESCRIPTORS_A_SPARE = 2  # pidfd, channel
-DESCRIPTORS_BESIDE = 64 + 64  # the supervisor's own, operators, templates, births under way
 LAST_FLUSH = 2.0  # seconds that the end of the log is given to be taken
 
 
@@ -94,21 +91,6 @@ def _access(settings: Settings) -> Access:
         )
         raise ConfigurationError((problem,)) from None
     return Access(settings.supervisor.socket_mode, gid)
-
-
-def _claim_descriptors(settings: Settings) -> None:
-    """Raise the soft limit where the slots need it. Raises StartError where the hard limit does not allow them."""
-    slots = sum(model.workers for model in settings.models)
-    spares = sum(max(1, model.spares) for model in settings.models)
-    needed = slots * DESCRIPTORS_A_SLOT + spares * DESCRIPTORS_A_SPARE + DESCRIPTORS_BESIDE
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        if hard != resource.RLIM_INFINITY and hard < needed:
-            raise StartError(
-                f"{slots} workers need {needed} descriptors, and the hard limit is {hard}: "
-                "raise it (ulimit -Hn, LimitNOFILE=) or run fewer workers; nothing was started"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _shown_path(path: str) -> str:
@@ -214,7 +196,8 @@ class Session:
         cache = resolve_model_cache(settings.supervisor.model_cache, self._rundir.path)
         topology = read_topology("/", allowed)
         plans = plan_models(settings, topology, cache)
-        _claim_descriptors(settings)
+        require_limits(read_limits(settings, self._rundir.path))
+        claim_descriptors(settings)
         _become_subreaper()
         if settings.supervisor.cpus is not None:
             os.sched_setaffinity(0, settings.supervisor.cpus)
@@ -224,6 +207,11 @@ class Session:
         if any(model.archive for model in settings.models):
             self._open_cache(cache)
         self._announce(topology)
+        return self._edge(plans, allowed)
+
+    def _edge(self, plans: dict[str, ModelPlan], allowed: tuple[int, ...]) -> Edge:
+        """What the effect modules share."""
+        settings = self._settings
         return Edge(
             settings=settings,
             reactor=self._reactor,
