@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from modelsupervisor.control import ControlConnection
 from modelsupervisor.runtime.report import PAGE
-from support.faults import ask, crash, ready
+from support.faults import ask, crash, echo, ready
 from support.instance import Instance
 
 Make = Callable[..., Instance]
@@ -58,3 +65,52 @@ def test_the_status_of_many_comes_in_pages(instance: Make) -> None:
     assert made.cli("status", "echo/39", "-c", str(made.config)).stdout.startswith(
         "echo/39 is READY"
     )
+
+
+THOUSAND = 1000
+ANSWER_MS = 50  # asked of an answer of the control socket; the test allows ten times that
+
+
+def milliseconds(action: Callable[[], object]) -> float:
+    """How long it takes."""
+    begun = time.monotonic()
+    action()
+    return 1000 * (time.monotonic() - begun)
+
+
+@pytest.mark.slow
+def test_a_thousand_workers(instance: Make) -> None:
+    """All READY, each answers, the control socket within its time before and after all of them were killed, and a whole stop."""
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < THOUSAND * 6:
+        pytest.skip("the hard limit of descriptors is too low here")
+    made = instance("worker.exited")
+    made.write(made.model(workers=THOUSAND, threads=1))
+    begun = time.monotonic()
+    made.launch().wait_event("supervisor.ready", limit=90)
+    print(f"\nall READY after {time.monotonic() - begun:.1f} s")
+    for index in range(THOUSAND):
+        assert echo(made, b"%d" % index, index) == b"%d" % index
+    _measure_answers(made)
+    pids = [event["pid"] for event in made.events("worker.ready")]
+    begun = time.monotonic()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    made.wait_event("worker.ready", generation=2, count=THOUSAND, limit=90)
+    print(f"all replaced after {time.monotonic() - begun:.1f} s")
+    assert sorted(event["pid"] for event in made.events("worker.exited")) == sorted(pids)
+    _measure_answers(made)
+    shown = made.cli("status", "echo/999", "-c", str(made.config))
+    assert shown.stdout.startswith("echo/999 is READY: generation 2")
+    rss = Path(f"/proc/{made.pid}/statm").read_text().split()[1]
+    print(f"RSS of the supervisor: {int(rss) * 4 // 1024} MiB")
+    print(f"stopped in {milliseconds(made.stop):.0f} ms")
+    assert made.process is not None and made.process.returncode == 0
+
+
+def _measure_answers(made: Instance) -> None:
+    answers = sorted(milliseconds(lambda: one_answer(made)) for _ in range(20))
+    whole = sorted(milliseconds(made.status) for _ in range(5))
+    print(f"an answer {answers[10]:.1f} ms, at most {answers[-1]:.1f}; all {whole[2]:.1f} ms")
+    assert answers[-1] < 10 * ANSWER_MS
+    workers = made.status()["models"][0]["workers"]
+    assert [worker["phase"] for worker in workers] == ["READY"] * THOUSAND

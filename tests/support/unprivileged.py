@@ -7,10 +7,12 @@ environment in root's home is out of reach, and the machine's own Python, of the
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 
 import pytest
 
@@ -18,17 +20,19 @@ from support.instance import Instance, environment
 
 NOBODY = 65534
 _DROP = f"""
-import os, sys
+import json, os, resource, sys
+for number, limit in json.loads(sys.argv[1]).items():
+    resource.setrlimit(int(number), (limit, limit))
 os.setgroups([])
 os.setgid({NOBODY})
 os.setuid({NOBODY})
-os.execv(sys.argv[1], sys.argv[1:])
+os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def as_nobody(*line: str) -> list[str]:
-    """A command line that runs another as nobody."""
-    return [sys.executable, "-c", _DROP, *line]
+def as_nobody(*line: str, limits: Mapping[int, int] | None = None) -> list[str]:
+    """A command line that runs another as nobody, with these resource limits, soft and hard."""
+    return [sys.executable, "-c", _DROP, json.dumps(dict(limits or {})), *line]
 
 
 def _import_path() -> str:
@@ -64,10 +68,10 @@ resource.prlimit({pid}, resource.RLIMIT_NPROC, ({count}, hard))
     subprocess.run(as_nobody(interpreter(), "-c", code), check=True, cwd="/")
 
 
-def launch_as_nobody(instance: Instance) -> Instance:
-    """Start the instance as nobody; its folder is given to nobody for that."""
+def launch_as_nobody(instance: Instance, limits: Mapping[int, int] | None = None) -> Instance:
+    """Start the instance as nobody, perhaps with resource limits; its folder is given to nobody for that."""
     python = interpreter()
     for path in (instance.folder.parent, instance.folder, instance.config):
         os.chown(path, NOBODY, NOBODY)
     line = [python, "-m", "modelsupervisor", "start", "-c", str(instance.config)]
-    return instance.launch(command=as_nobody(*line), PYTHONPATH=_import_path())
+    return instance.launch(command=as_nobody(*line, limits=limits), PYTHONPATH=_import_path())

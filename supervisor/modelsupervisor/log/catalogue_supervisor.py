@@ -216,5 +216,7 @@ ORPHANS = Group(
             (_COMMAND,),
         ),
     ),
-    "What stayed in a dead worker's session (its helpers) is killed with it and counted in the `reason` of its\n`worker.exited`.",
+    "What stayed in a dead worker's session (its helpers) is killed with it and counted in the `reason` of its\n`worker.exited`. "
+    "Orphans, in a container those of other programs too, are looked for when any child ends;\none that has ended itself by then "
+    "is reaped without an event.",
 )

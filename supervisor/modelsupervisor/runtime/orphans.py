@@ -36,6 +36,9 @@ class Orphans:
         if not self.due or self._workers.births_open:
             return
         self.due = False
+        # One whose own parent reaped it is not ours to reap; its number may become a stranger's.
+        gone = {pid for pid in self._edge.doomed if processes.session_of(pid) == -1}
+        self._edge.doomed.difference_update(gone)
         own = self._workers.pids() | self._templates.pids() | self._edge.servants
         while (found := processes.peek_any_child()) is not None:
             pid, status = found
