@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import psutil
+
 from modelsupervisor.core.states import SlotKey
 from modelsupervisor.runtime.edge import Edge
 
@@ -85,10 +87,14 @@ def read_rss(pid: int) -> int | None:
 def read_pss(pid: int) -> int | None:
     """The bytes of a process, each shared page divided among those who share it; None where it is gone or not to be read."""
     try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb", buffering=0) as rollup:
-            for line in rollup.read(4096).splitlines():
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
+        return int(psutil.Process(pid).memory_full_info().pss)
+    except (psutil.Error, OSError):
+        return None
+
+
+def read_private(pid: int) -> int | None:
+    """The bytes of a process that it shares with nobody; None where it is gone or not to be read. As dear as PSS."""
+    try:
+        return int(psutil.Process(pid).memory_full_info().uss)
+    except (psutil.Error, OSError):
+        return None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from modelsupervisor.core.events import WorkerWorn
 from modelsupervisor.core.states import SlotKey, Wear
 from modelsupervisor.runtime.edge import Edge
+from modelsupervisor.runtime.memory import read_private
 from modelsupervisor.runtime.workers import Workers
 
 LOOK_EVERY = 1.0  # seconds from the end of one round of looks to the next
@@ -74,11 +75,11 @@ class MemoryWatch:
             )
             if anonymous <= limit // 2 or not grown:
                 return  # private memory that is not anonymous is small, and the kernel's to take back
-            private = private_memory(worker.pid)
+            private = read_private(worker.pid)
         except OSError:
             return  # it has just died: that is told elsewhere
         self._seen[key] = _Seen(worker.generation, now, anonymous)
-        if private > limit:
+        if private is not None and private > limit:
             mib = 1024 * 1024
             reason = f"private memory {private / mib:.0f} MiB, memory_limit {limit / mib:.0f} MiB"
             worn = WorkerWorn(key, worker.generation, now, Wear.MEMORY, reason)
@@ -90,13 +91,3 @@ def resident_anonymous(pid: int) -> int:
     with open(f"/proc/{pid}/statm", encoding="utf-8") as statm:
         _, resident, shared, *_ = (int(column) for column in statm.read().split())
     return (resident - shared) * PAGE
-
-
-def private_memory(pid: int) -> int:
-    """Bytes of resident memory that are this process's alone. Raises OSError."""
-    total = 0
-    with open(f"/proc/{pid}/smaps_rollup", encoding="utf-8") as rollup:
-        for line in rollup:
-            if line.startswith(("Private_Clean:", "Private_Dirty:", "Private_Hugetlb:")):
-                total += int(line.split()[1])
-    return total * 1024
