@@ -318,6 +318,8 @@ def test_the_shape_of_status(echo: Instance) -> None:
                 "threads",
                 "gpu",
                 "preload",
+                "drift",
+                "busy_s",
                 "rss_bytes",
             ),
             *("pss_bytes", "requests", "restarts", "last_exit", "last_crash", "output"),
