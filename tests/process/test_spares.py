@@ -135,7 +135,7 @@ def test_a_spare_that_is_slow_to_come_is_not_waited_for(
 
 def test_a_spare_that_never_comes_is_ended(running: Running, mendable: Mendable) -> None:
     """At startup_timeout, like any worker; what serves is not touched."""
-    instance = running(spares=1, startup_timeout="400ms", env__FAULT_AFTER_FORK_FILE=mendable.path)
+    instance = running(spares=1, startup_timeout="3s", env__FAULT_AFTER_FORK_FILE=mendable.path)
     _parked(instance, 1)
     mendable.set("sleep")
     os.kill(instance.events("spare.ready")[0]["pid"], signal.SIGKILL)
