@@ -322,7 +322,7 @@ def test_the_shape_of_status(echo: Instance) -> None:
                 "busy_s",
                 "rss_bytes",
             ),
-            *("pss_bytes", "requests", "restarts", "last_exit", "last_crash", "output"),
+            *("pss_bytes", "busy_s", "requests", "restarts", "last_exit", "last_crash", "output"),
             *("socket", "stdout", "stderr"),
         }
         assert (worker["index"], worker["phase"], worker["generation"]) == (index, "READY", 1)

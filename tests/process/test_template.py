@@ -79,16 +79,18 @@ def test_a_model_that_does_not_load_ends_the_start(
 
 
 def test_a_load_that_hangs_is_ended_at_its_deadline(instance: Make) -> None:
-    """startup_timeout covers the load: cause start_timeout, exit 1."""
+    """startup_timeout covers the load: cause start_timeout, with the stack that shows where it hangs, exit 1."""
     hung = instance("template.exited", "supervisor.start_failed")
     fault = json.dumps({"do": "sleep"})
     hung.write(hung.model(startup_timeout="1s", env__FAULT_AT_LOAD=fault))
     hung.launch()
     assert hung.wait() == 1
     (exited,) = hung.events("template.exited")
-    assert (exited["cause"], exited["signal"]) == ("start_timeout", "SIGKILL")
+    assert (exited["cause"], exited["signal"]) == ("start_timeout", "SIGABRT")
     assert 1.0 <= exited["uptime_s"] < 5.0
     assert "loading faults" in exited["last_lines"][0]
+    (stack,) = hung.events("template.output", kind="traceback")
+    assert "in initialize" in stack["line"]
 
 
 def test_one_broken_model_stops_the_start_of_the_others(instance: Make) -> None:
@@ -236,7 +238,8 @@ def test_a_template_that_does_not_fork_when_asked_is_hung(instance: Make) -> Non
     sibling = hung.worker(index=1)["pid"]
     kill_worker(hung, signal.SIGKILL)
     exited = hung.wait_event("template.exited")
-    assert (exited["cause"], exited["signal"], exited["next"]) == ("hung", "SIGKILL", "restart")
+    assert (exited["cause"], exited["signal"], exited["next"]) == ("hung", "SIGABRT", "restart")
+    assert any(" in serve" in line for line in exited["last_lines"])
     assert echo(hung) == b"are you there"
     (failed,) = hung.events("worker.spawn_failed")
     assert "did not fork in time" in failed["reason"]
@@ -369,6 +372,8 @@ def test_after_fork_that_never_comes_back(
     assert broken.wait() == 1
     (exited,) = broken.events("worker.exited")
     assert (exited["cause"], exited["code"], exited["next"]) == (cause, code, "stop")
+    stacks = broken.events("worker.output", kind="traceback")
+    assert ["in after_fork" in stack["line"] for stack in stacks] == [True] * (code is None)
 
 
 # -- a template that may not fork -------------------------------------------------------------------------------------

@@ -111,7 +111,8 @@ def test_a_busy_worker_is_ended_at_response_timeout_and_not_before() -> None:
     assert effects(history.after(0.1)) == [act.SignalWorker(KEY, 1, Ending.KILL)]
     report = one(history.exited(in_hand=1), act.ReportWorkerExit)
     assert (report.blame, report.asked, report.next) == (Blame.HUNG, False, Next.RESTART)
-    assert report.stuck == pytest.approx(TIMEOUT)
+    assert report.watch is not None
+    assert report.watch.stuck == pytest.approx(TIMEOUT)
     assert (history.slot().charged, history.slot().failures) == (1, 0)
 
 

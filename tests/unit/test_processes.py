@@ -83,6 +83,23 @@ def test_a_living_child(spawn: Spawn) -> None:
     os.close(pidfd)
 
 
+def test_a_stopped_process_is_woken_for_its_last_words(spawn: Spawn) -> None:
+    """SIGABRT alone would wait for SIGCONT; no other signal wakes it, and SIGABRT is what it finds when it wakes."""
+    pid = spawn("kill -STOP $$; exit 3")
+    wait_for(lambda: state_of(pid) == "T", "the child to be stopped")
+    pidfd = os.pidfd_open(pid)
+    processes.end(pidfd, signal.SIGTERM)
+    assert state_of(pid) == "T"
+    os.close(pidfd)
+    other = spawn("kill -STOP $$; exit 3")
+    wait_for(lambda: state_of(other) == "T", "the child to be stopped")
+    pidfd = os.pidfd_open(other)
+    processes.end(pidfd, signal.SIGABRT)
+    assert processes.await_exit(pidfd, 10.0)
+    assert processes.peek_exit(pidfd) == ExitStatus(signal=signal.SIGABRT, core=False)
+    os.close(pidfd)
+
+
 @pytest.mark.parametrize("pid", [0, -1, 1, 2**31, 2**70])
 def test_numbers_that_are_no_child_of_ours(pid: int) -> None:
     """Whatever number a process names, asking is safe."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from modelworker.scoreboard import Reading
+
 from modelsupervisor.control import MAX_LINE
 from modelsupervisor.log.render import json_text
-from modelsupervisor.runtime.report import STORIES, _within
+from modelsupervisor.runtime.report import STORIES, _busy, _within
 
 TOLD: dict[str, Any] = {
     "cause": "signal",
@@ -37,3 +41,11 @@ def test_what_fits_is_untouched() -> None:
     """With room for it, everything is there."""
     assert _within(1 << 20, TOLD) == TOLD
     assert _within(100, None) is None
+
+
+@pytest.mark.parametrize(
+    ("since", "seconds"), [(0.0, None), (98.5, 1.5), (1e300, 0.0), (5e-324, 100.0)]
+)
+def test_for_how_long_a_worker_is_busy(since: float, seconds: float | None) -> None:
+    """Null for an idle one; a record that claims a time of the future shows no negative one."""
+    assert _busy(Reading(1, 0, since, 1, ()), 100.0) == seconds

@@ -706,6 +706,38 @@ def test_without_a_supervisor_it_ends_at_once(make: Make, flushing: bool) -> Non
     assert worker.ended() == 0
 
 
+def test_a_ping_is_answered_between_two_batches(make: Make) -> None:
+    """At once by an idle worker, after its batch by a busy one, each ping once: who answers does not hang."""
+    entered, release = threading.Event(), threading.Event()
+
+    def handle(data: Any, context: Context | None) -> list[bytes]:
+        entered.set()
+        release.wait(LIMIT)
+        return [b"done"]
+
+    worker = make(handle)
+    echoes: list[dict[str, Any]] = []
+
+    def heard(count: int) -> bool:
+        while (message := worker.ours.receive()) is not None:
+            echoes.append(message)
+        return len(echoes) >= count
+
+    worker.ours.send("ping")
+    worker.wait(lambda: heard(1))
+    peer = worker.peer()
+    peer.send(ask())
+    assert entered.wait(LIMIT)
+    worker.ours.send("ping")
+    worker.ours.send("ping")
+    assert not heard(2)
+    release.set()
+    assert peer.body() == b"done"
+    worker.wait(lambda: heard(3))
+    assert echoes == [{"kind": "echo"}] * 3
+    assert worker.stop() == 0
+
+
 def test_messages_of_another_kind_are_passed_over(make: Make) -> None:
     """A newer supervisor may say more."""
     worker = make()

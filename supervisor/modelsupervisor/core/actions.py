@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from modelsupervisor.core.states import Blame, SlotKey, SpareKey, TemplateKey, Wear
+from modelsupervisor.core.states import Blame, SlotKey, SpareKey, TemplateKey, Watch, Wear
 
 
 class Ending(str, Enum):
@@ -146,7 +146,7 @@ class ReportWorkerExit:
     failures: int = 0
     spawned: bool = True
     worn: Wear | None = None  # it was to be replaced for this
-    stuck: float = 0.0  # seconds for which it was seen to get nothing done
+    watch: Watch | None = None  # what was last seen of it
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def _succeed_and_report(
             failures=counted.failures,
             spawned=isinstance(event, WorkerExited),
             worn=slot.worn if recycled else None,
-            stuck=0.0 if slot.watch is None else slot.watch.stuck,
+            watch=slot.watch,
         ),
     )
     if follows is Next.FAILED:

@@ -81,9 +81,10 @@ def reason_of(action: ReportWorkerExit, corpse: Corpse) -> str:
         reason = f"could not start: {complaint.get('error')}"
     elif action.blame is Blame.START_TIMEOUT:
         reason = "not ready within startup_timeout; " + reason
-    elif action.blame is Blame.HUNG:
-        was = "busy" if corpse.reading.in_hand else "deaf"
-        reason = f"{was} for {action.stuck:.1f} s, longer than response_timeout allows; {reason}"
+    elif action.blame is Blame.HUNG and action.watch is not None:
+        was = "busy" if action.watch.busy else "deaf"
+        stuck = action.watch.stuck
+        reason = f"{was} for {stuck:.1f} s, longer than response_timeout allows; {reason}"
     if corpse.reading.in_hand:
         count = corpse.reading.in_hand
         reason += f" with {count} request{'s' if count > 1 else ''} in hand"

@@ -46,7 +46,7 @@ from modelsupervisor.runtime.streams import Voice
 from modelsupervisor.runtime.templates import Templates
 from modelsupervisor.runtime.watch import Lookout
 from modelsupervisor.runtime.wear import MemoryWatch
-from modelsupervisor.runtime.workers import Workers
+from modelsupervisor.runtime.workers import Worker, Workers
 
 FAULTS_BORNE = 10  # of one descriptor
 LAST_WORDS = 0.2  # seconds at the end for operators that read the log, but not at once
@@ -192,9 +192,9 @@ class Supervisor:
             case _:
                 self.workers.perform(action)
 
-    def _glance(self, key: SlotKey, _pid: int, _generation: int) -> None:
+    def _glance(self, worker: Worker) -> None:
         """While a worker is looked at anyhow: is it as planned, and did the kernel kill somebody for want of memory meanwhile."""
-        self.workers.drift.refresh([self.workers.present(key)])
+        self.workers.drift.refresh([worker])
         self._edge.oom.refresh(self._edge.now())
 
     # -- words ----------------------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from modelsupervisor.core.reduce import assert_never
 from modelsupervisor.core.states import SlotKey
 from modelsupervisor.runtime.autopsy import threads_of
 from modelsupervisor.runtime.edge import Edge
-from modelsupervisor.runtime.workers import Workers
+from modelsupervisor.runtime.workers import Worker, Workers
 
-Glance = Callable[[SlotKey, int, int], None]
-"""Looks at the worker of a slot, by its pid and generation, for reasons of its own."""
+Glance = Callable[[Worker], None]
+"""Looks at a worker for reasons of its own."""
 
 
 class Lookout:
@@ -53,7 +53,7 @@ class Lookout:
                 Sighting(key, worker.generation, read.busy_since, read.requests, worker.echoes)
             )
             for glance in self._also if action.whole else ():
-                glance(key, worker.pid, worker.generation)
+                glance(worker)
         self._edge.post(WorkersSeen(now, tuple(sightings)))
 
     def _ask(self, key: SlotKey, generation: int) -> None:
