@@ -93,15 +93,23 @@ def test_threads_of_a_process() -> None:
     threads = [threading.Thread(target=over.wait) for _ in range(2)]
     for thread in threads:
         thread.start()
-    try:
+
+    def waiting() -> list[str]:
+        """Our lines, once both threads have gone to sleep."""
         lines = threads_of(os.getpid())
+        asleep = [line for line in lines if ": S" in line]
+        known = all(
+            any(line.startswith(f"{thread.native_id} ") for line in asleep) for thread in threads
+        )
+        return lines if known else []
+
+    try:
+        lines = wait_for(waiting, "two sleeping threads")
     finally:
         over.set()
     assert lines[0].startswith(f"{os.getpid()} ")
     assert ": R" in lines[0]
     for thread in threads:
-        (line,) = (line for line in lines if line.startswith(f"{thread.native_id} "))
-        assert ": S" in line
         thread.join()
 
 
