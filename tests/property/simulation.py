@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from property.kernel import CLOSE, Mould, Process, Stage, Temper
+from property.books import CLOSE, Mould, Process, Stage, Temper
 from property.spare_kernel import SpareKernel
 
 from modelsupervisor.core import actions as act

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from property.kernel import Stage, Temper
+from property.books import Stage, Temper
 
 from modelsupervisor.core.slots import SPARE_PAUSE
 from modelsupervisor.core.states import Policy, SlotKey, SpareKey, TemplateKey

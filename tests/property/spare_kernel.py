@@ -11,7 +11,8 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from itertools import chain
 
-from property.kernel import CLOSE, Birth, Kernel, Mould, Process, Stage
+from property.books import CLOSE, Birth, Mould, Process, Stage
+from property.kernel import Kernel
 from property.spare_books import Expected, Reserve, SpareCounts, back_off
 
 from modelsupervisor.core import actions as act

@@ -174,7 +174,7 @@ def test_a_seated_spare_that_does_not_serve() -> None:
     history = with_parked(startup_timeout=20.0)
     history.exited(answered=1)
     assert history.due == pytest.approx(20.0)
-    assert act.SignalWorker(KEY, 2, Ending.KILL) in history.wake()
+    assert act.SignalWorker(KEY, 2, Ending.ABORT) in history.wake()
     report = one(history.exited(), act.ReportWorkerExit)
     assert (report.blame, report.failures) == (Blame.START_TIMEOUT, 1)
 
@@ -274,11 +274,12 @@ def test_one_that_serves_proves_them_good() -> None:
 
 
 def test_not_parked_in_time() -> None:
-    """At startup_timeout: SIGKILL; its death is a failure with that blame, and until then nobody takes its place."""
+    """At startup_timeout SIGABRT, then SIGKILL; its death is a failure with that blame, and until then nobody takes its place."""
     history = with_spares(startup_timeout=20.0)
     history.spare_born()
     assert history.due == pytest.approx(20.0)
-    assert effects(history.wake()) == [act.SignalSpare(FIRST, Ending.KILL)]
+    assert effects(history.wake()) == [act.SignalSpare(FIRST, Ending.ABORT)]
+    assert effects(history.after(1.0)) == [act.SignalSpare(FIRST, Ending.KILL)]
     assert history.parked() == ()
     assert effects(history.after(1000.0)) == []
     actions = history.spare_exited()
@@ -292,7 +293,7 @@ def test_a_template_that_does_not_fork_a_spare_is_hung() -> None:
     history = with_spares()
     assert effects(history.after(9.9)) == []
     actions = history.after(0.1)
-    assert effects(actions) == [act.SignalTemplate(TEMPLATE, Ending.KILL), act.AbandonSpare(FIRST)]
+    assert effects(actions) == [act.SignalTemplate(TEMPLATE, Ending.ABORT), act.AbandonSpare(FIRST)]
     report = one(actions, act.ReportSpareExit)
     assert (report.failures, report.spawned) == (0, False)
     assert one(history.template_exited(), act.ReportTemplateExit).blame is Blame.HUNG
