@@ -328,6 +328,8 @@ def test_after_fork_that_raises_ends_the_start(instance: Make) -> None:
     broken.launch()
     assert broken.wait() == 1
     (exited,) = broken.events("worker.exited")
+    (failed,) = broken.events("supervisor.start_failed")
+    assert failed["config"] == "workers.ini:5 [model:echo]"
     assert (exited["cause"], exited["code"], exited["next"]) == ("start_failed", 1, "stop")
     assert "no database" in exited["reason"]
     assert "service.py" in exited["traceback"]

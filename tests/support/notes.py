@@ -11,4 +11,6 @@ def check_note(note: Note) -> None:
     facts = dict(note.fields)
     if note.spare is not None:
         facts |= {"spare": note.spare.number, "start_s": 0.0}
+    if note.config_of is not None:
+        facts["config"] = "the edge's"
     check_words(note.level, note.event, facts)

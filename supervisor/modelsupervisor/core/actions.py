@@ -186,6 +186,8 @@ class Note:
     template: TemplateKey | None = None
     generation: int | None = None
     spare: SpareKey | None = None
+    # A model whose section of the configuration file is to be named: whoever reads this has to mend it
+    config_of: str | None = None
     fields: tuple[tuple[str, object], ...] = ()
 
 

@@ -93,7 +93,8 @@ def settle(step: Step) -> None:
     if step.start_failure:
         step.exit_code = FAILED
         fields = (("reason", step.start_failure),)
-        step.do(Note("error", "supervisor.start_failed", fields=fields))
+        whose = step.failed_model
+        step.do(Note("error", "supervisor.start_failed", config_of=whose, fields=fields))
         reason, step.start_failure = step.start_failure, ""
         _stop(step, reason)
     processes = step.templates or step.spares

@@ -181,7 +181,7 @@ def exited(step: Step, event: WorkerExited) -> None:
     asked = slot.phase in (Phase.DRAINING, Phase.STOPPING) and slot.blame is None
     if event.declined and not asked:
         # It said itself that it cannot start: the same code would say so again.
-        step.fail_start(f"worker {slot.key} could not start: {event.reason}")
+        step.fail_start(slot.key.model, f"worker {slot.key} could not start: {event.reason}")
     counted = _count(step, slot, event, asked)
     _succeed_and_report(step, slot, counted, event, asked)
 
@@ -239,7 +239,8 @@ def _succeed(step: Step, slot: Slot, *, failed: bool) -> tuple[Next, float | Non
     if step.stopping or slot.wanted is Wanted.DOWN or not failed:
         return _bear_now(step, empty)
     if slot.failures >= policy.max_failures:
-        if step.fail_start(f"worker {slot.key} failed {slot.failures} times in a row"):
+        reason = f"worker {slot.key} failed {slot.failures} times in a row"
+        if step.fail_start(slot.key.model, reason):
             return _bear_now(step, empty)
         _rest(step, empty, Phase.FAILED, policy.retry_failed_after)
         return Next.FAILED, policy.retry_failed_after

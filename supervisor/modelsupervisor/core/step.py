@@ -41,6 +41,7 @@ class Step:
         self.exit_code = state.exit_code
         self.luck = state.luck
         self.start_failure = ""  # why the supervisor's start is to end with this step, if it is
+        self.failed_model = ""  # and whose fault that is
         self.actions: list[Action] = []
 
     def finish(self) -> tuple[State, tuple[Action, ...]]:
@@ -145,9 +146,10 @@ class Step:
         """The supervisor is on its way out: nothing may be born any more."""
         return self.run in (Run.STOPPING, Run.DONE) or bool(self.start_failure)
 
-    def fail_start(self, reason: str) -> bool:
+    def fail_start(self, model: str, reason: str) -> bool:
         """End the supervisor's start for this reason, where it has not come to its end and the operator wants that."""
         if self.run is not Run.STARTING or not self.before.exit_on_start_failure:
             return False
-        self.start_failure = self.start_failure or reason
+        if not self.start_failure:
+            self.start_failure, self.failed_model = reason, model
         return True

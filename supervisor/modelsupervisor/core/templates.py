@@ -124,10 +124,12 @@ def _replace_current(step: Step, model: Model, template: Template) -> tuple[Next
     failures = 1 if lived else model.failures + 1
     model = replace(model, failures=failures)
     step.put(model)
-    if template.ready_at is None and step.fail_start(f"model {model.name} did not load"):
+    if template.ready_at is None and step.fail_start(
+        model.name, f"model {model.name} did not load"
+    ):
         return Next.STOP, None
     if failures >= model.policy.max_failures and step.fail_start(
-        f"the template of {model.name} failed {failures} times in a row"
+        model.name, f"the template of {model.name} failed {failures} times in a row"
     ):
         return Next.STOP, None
     if failures >= model.policy.max_failures:

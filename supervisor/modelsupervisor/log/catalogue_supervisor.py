@@ -38,7 +38,7 @@ SUPERVISOR = Group(
             "supervisor",
             ("error",),
             "The start is given up (`on_start_failure = exit`); everything is stopped, exit code 1.",
-            (REASON,),
+            (REASON, Field("config", "string", "The file and line of the model.")),
         ),
         Event(
             "supervisor.stopping",

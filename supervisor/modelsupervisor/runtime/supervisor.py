@@ -222,6 +222,8 @@ class Supervisor:
                 facts = {**self._templates.facts(note.template), **facts}
         else:
             facts["pid"] = self._edge.pid
+        if note.config_of is not None:
+            facts["config"] = self._edge.config_line(note.config_of)
         self._edge.journal.emit(note.level, note.event, **{**facts, **dict(note.fields)})
         if note.slot is not None and note.event == "worker.ready":
             self.workers.drift.expect(self.workers.present(note.slot))
