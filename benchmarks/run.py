@@ -10,13 +10,14 @@ import platform
 import sys
 from collections.abc import Callable
 
-from benchmarks import capture, restart, roundtrip
+from benchmarks import capture, crashloop, restart, roundtrip
 from benchmarks.harness import Figure
 
 MEASUREMENTS: dict[str, Callable[[], list[Figure]]] = {
     "restart": restart.measure,
     "roundtrip": roundtrip.measure,
     "capture": capture.measure,
+    "crashloop": crashloop.measure,
 }
 
 
