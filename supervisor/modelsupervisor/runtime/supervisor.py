@@ -106,10 +106,11 @@ class Supervisor:
         self._settle()
         while self._exit is None:
             self._write_log()
+            looked = self._edge.now()
             for watch, events in reactor.wait(self._timeout()):
                 if reactor.still(watch):
                     self._serve(watch, events)
-            self._tick()
+            self._tick(looked)
         self._edge.outlets.progress("")
         reactor.remove(self._signals.fileno())
         return self._exit
@@ -152,10 +153,15 @@ class Supervisor:
             timeout = PROGRESS_STEP if timeout is None else min(timeout, PROGRESS_STEP)
         return timeout
 
-    def _tick(self) -> None:
+    def _tick(self, looked: float) -> None:
+        """Serve the deadlines that had passed when the descriptors were looked at for this turn.
+
+        No later ones: in a turn that is long, of a thousand exits on a busy machine, others say what they are waited for, and are
+        only heard in the next one. A template that had borne all it was asked for was taken for hung that way.
+        """
         deadline = self._next_deadline()
-        if deadline is not None and deadline <= self._edge.now():
-            self.post(Tick(self._edge.now()))
+        if deadline is not None and deadline <= looked:
+            self.post(Tick(looked))
             self._settle()
         now = self._edge.now()
         self._edge.outlets.tick(now)
