@@ -73,7 +73,8 @@ def environment() -> dict[str, str]:
 class Running:
     """A running supervisor."""
 
-    def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes], begun: float) -> None:
+        self.begun = begun  # when it was started, in seconds since the epoch, as its events are
         self.folder = folder
         self.run_dir = folder / "run"
         self._log = folder / "log"
@@ -137,9 +138,10 @@ def supervisor(models: str, settings: str = "", stdout: int | None = None) -> It
     command = [sys.executable, "-m", "modelsupervisor", "start", "-c", str(config)]
     with (folder / "log").open("wb") as log:
         output = log.fileno() if stdout is None else stdout
+        begun = time.time()
         process = subprocess.Popen(command, stdout=output, env=environment())
     try:
-        running = Running(folder, process)
+        running = Running(folder, process, begun)
         running.wait_ready()
         yield running
     finally:

@@ -10,7 +10,7 @@ import platform
 import sys
 from collections.abc import Callable
 
-from benchmarks import capture, crashloop, restart, roundtrip
+from benchmarks import capture, crashloop, memory, restart, roundtrip
 from benchmarks.harness import Figure
 
 MEASUREMENTS: dict[str, Callable[[], list[Figure]]] = {
@@ -18,6 +18,7 @@ MEASUREMENTS: dict[str, Callable[[], list[Figure]]] = {
     "roundtrip": roundtrip.measure,
     "capture": capture.measure,
     "crashloop": crashloop.measure,
+    "memory": memory.measure,
 }
 
 
