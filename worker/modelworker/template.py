@@ -25,7 +25,7 @@ import socket
 import time
 from typing import Any, Dict, FrozenSet, List, NoReturn, Optional, Sequence
 
-from modelworker import extractions, frameworks, loader, process, readiness
+from modelworker import extractions, frameworks, heap, loader, process, readiness
 from modelworker.boot import close_all_but
 from modelworker.channel import Channel, ChannelClosed
 from modelworker.complaints import complaint
@@ -82,6 +82,7 @@ class Template:
         except Exception as error:
             self._channel.send("load_failed", **complaint(error))
             return False
+        heap.fill_holes(self._libc)
         self._computes = isinstance(source, loader.LoadedModel)
         self._inheritance = Inheritance(
             supervisor=self._supervisor,
