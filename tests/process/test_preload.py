@@ -187,6 +187,20 @@ def test_a_spare_has_loaded_its_own_copy(instance: Make, preload: str) -> None:
     assert made.worker()["gpu"] == 3
 
 
+def test_a_spare_has_its_first_inference_behind_it(instance: Make) -> None:
+    """One that inherited a warm model runs the warm-up itself, last; a worker that was born for its slot does not."""
+    made = instance("worker.exited")
+    made.write(made.model(folder=EARLY, workers=1, spares=1))
+    made.start()
+    assert [name for name, _ in told(made)["steps"]] == STEPS
+    spare = made.wait_event("spare.ready")["pid"]
+    kill_worker(made, signal.SIGKILL)
+    ready(made, 2)
+    steps = told(made)["steps"]
+    assert [name for name, _ in steps] == [*STEPS, "warmup"]
+    assert steps[-1][1]["pid"] == spare
+
+
 # -- GPUs -------------------------------------------------------------------------------------------------------------
 
 
