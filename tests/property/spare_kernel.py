@@ -47,6 +47,7 @@ class SpareKernel(Kernel):
         self.spares: dict[SpareKey, Reserve] = {}
         self.spare_counts = {name: SpareCounts() for name in policies}
         self.expected_spare: Expected | None = None
+        self.concerned = any(policy.spares for policy in policies.values())  # or somebody is worn
 
     @abstractmethod
     def feed(self, event: ev.Event) -> tuple[act.Action, ...]:
@@ -270,7 +271,7 @@ class SpareKernel(Kernel):
 
     def wear(self, process: Process, wear: Wear) -> None:
         """A worker has served as much as it may."""
-        slot = self.state.slots[process.key]
+        slot, self.concerned = self.state.slots[process.key], True
         if slot.phase is Phase.READY and process.worn is None:
             process.worn = wear
         self.feed(ev.WorkerWorn(process.key, process.generation, self.now, wear, "enough"))
@@ -280,6 +281,9 @@ class SpareKernel(Kernel):
     def check(self) -> None:
         super().check()
         if self.state.run is Run.DONE:
+            return
+        if not self.concerned:
+            assert not self.state.spares, "a spare that nobody needs"
             return
         there = {spare.key for spare in self.spares.values() if spare.there}
         assert there == set(self.state.spares), "a spare was forgotten, or made up"

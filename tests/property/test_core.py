@@ -21,7 +21,7 @@ from modelsupervisor.core import events as ev
 from modelsupervisor.core.states import Policy, Run, SlotKey, TemplateKey
 
 SHORT = st.sampled_from([0.0, 0.004, 0.05, 0.3, 0.5, 0.999, 1.0, 2.5])
-LONG = st.sampled_from([4.0, 9.9, 10.0, 31.0, 61.0, 400.0])
+LONG = st.sampled_from([4.0, 9.9, 10.0, 31.0, 61.0, 125.0])
 
 POLICIES = st.builds(
     Policy,
