@@ -279,7 +279,7 @@ def worker_news(kind: str, key: SlotKey, generation: int, now: float) -> ev.Even
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(
-    max_examples=600,
+    max_examples=450,
     stateful_step_count=60,
     derandomize=True,
     deadline=None,
