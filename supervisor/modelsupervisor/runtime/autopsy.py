@@ -16,7 +16,8 @@ _MOST_BYTES = 512  # of each file; the longest of these has some 300
 def threads_of(pid: int) -> list[str]:
     """A line for each thread, the oldest first: `4711 python: S, in pipe_read, system call 0`; none where the process is gone."""
     try:
-        tasks = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+        # In the order of their births, as the kernel lists them; their numbers wrap around
+        tasks = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
     except OSError:
         return []
     lines = [_thread(pid, task) for task in tasks[:MOST_THREADS]]
