@@ -42,6 +42,11 @@ def prepared(make: Make) -> Instance:
     return made
 
 
+def injected(call: Call | None) -> str:
+    """What strace is to be told, of a call or of none."""
+    return "" if call is None else call.injection
+
+
 def ask(made: Instance, command: str, **arguments: object) -> str:
     """Give a command; the reason why it was not carried out, "" where it was."""
     try:
@@ -58,7 +63,7 @@ def ask(made: Instance, command: str, **arguments: object) -> str:
 def start(made: Instance, call: Call | None) -> tuple[list[Call], bool]:
     """Start while a call is failed; it serves, or says why not and is gone. Returns the calls, and whether that one came."""
     launch_marked(made)
-    with Strace(made.pid, made.folder / "start.trace", call) as strace:
+    with Strace(made.pid, made.folder / "start.trace", injected(call)) as strace:
         wait_for(lambda: made.over or made.events("supervisor.ready"), "an end of the start")
         serves = not made.over
         if serves:
@@ -87,7 +92,7 @@ def start_and_stop(made: Instance, call: Call) -> bool:
 
 def stop(made: Instance, call: Call | None) -> tuple[list[Call], bool]:
     """Stop while a call is failed: it ends in time, with exit code 0. An operator who is not heard asks again."""
-    with Strace(made.pid, made.folder / "stop.trace", call) as strace:
+    with Strace(made.pid, made.folder / "stop.trace", injected(call)) as strace:
         reason = ask(made, "stop")
         if reason:
             assert "closed the connection" in reason
@@ -115,7 +120,7 @@ def settled(made: Instance) -> int:
 
 def restart(made: Instance, call: Call | None) -> tuple[list[Call], bool]:
     """Restart the model while a call is failed: it is restarted, or the reason is said and it serves on as it was."""
-    with Strace(made.pid, made.folder / "restart.trace", call) as strace:
+    with Strace(made.pid, made.folder / "restart.trace", injected(call)) as strace:
         reason = ask(made, "restart", model="echo", index=None)
         assert echo(made) == b"are you there"
         if reason and "closed the connection" not in reason:
@@ -134,7 +139,7 @@ def bear(made: Instance, call: Call | None) -> tuple[list[Call], bool]:
     """Have the template bear workers, of which one meets the failure: its slot is served again."""
     log = made.folder / "birth.trace"
     log.unlink(missing_ok=True)
-    with Strace(settled(made), log, call, follow=True) as strace:
+    with Strace(settled(made), log, injected(call), follow=True) as strace:
         for _ in range(3):
             reason = ask(made, "restart", model="echo", index=0)
             assert not reason or "see worker.exited" in reason, reason
@@ -235,7 +240,7 @@ def test_a_connection_that_cannot_be_watched_costs_no_worker(running: Make) -> N
     made = running()
     worker = made.worker()["pid"]
     refused = Call("epoll_ctl", 1, "of the connection that is accepted")
-    with Strace(worker, made.folder / "worker.trace", refused) as strace:
+    with Strace(worker, made.folder / "worker.trace", refused.injection) as strace:
         assert echo(made) == b"are you there"
         assert strace.hit
     assert refused.error in made.wait_event("worker.accept_failed")["error"]

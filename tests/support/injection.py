@@ -84,6 +84,11 @@ class Call:
         return errors[self.number % len(errors)]
 
     @property
+    def injection(self) -> str:
+        """What strace is to be told."""
+        return f"{self.name}:error={self.error}:when={self.number}"
+
+    @property
     def reason(self) -> str:
         """What people read of it."""
         return os.strerror(getattr(errno, self.error))
@@ -93,12 +98,12 @@ class Call:
 
 
 class Strace:
-    """strace, attached to a process while the context lasts, and to what it forks where it follows; fails one call, if any."""
+    """strace, attached to a process while the context lasts, and to what it forks where it follows; fails what `injection` says."""
 
-    def __init__(self, pid: int, log: Path, fails: Call | None, follow: bool = False) -> None:
+    def __init__(self, pid: int, log: Path, injection: str = "", follow: bool = False) -> None:
         self._pid = pid
         self._log = log
-        self._fails = fails
+        self._injection = injection
         self._follow = follow
         self._process: subprocess.Popen[bytes]
 
@@ -106,9 +111,8 @@ class Strace:
         line = ["strace", "-qq", "-y", "-s", "48", "-o", str(self._log), "-p", str(self._pid)]
         line += ["-f"] * self._follow
         line += ["-e", "trace=" + ",".join(f"?{name}" for name in ERRORS)]
-        call = self._fails
-        if call is not None:
-            line += ["-e", f"inject={call.name}:error={call.error}:when={call.number}"]
+        if self._injection:
+            line += ["-e", f"inject={self._injection}"]
         self._process = subprocess.Popen(line, stderr=subprocess.DEVNULL)
         wait_for(lambda: is_traced(self._pid) or self._process.poll() is not None, "the tracer")
         return self
@@ -138,7 +142,7 @@ class Strace:
 
     @property
     def hit(self) -> bool:
-        """The call came, and was failed."""
+        """A call was failed."""
         return any(line.endswith("(INJECTED)") for line in self._lines())
 
 
@@ -164,6 +168,11 @@ def chosen(calls: Iterable[Call]) -> list[Call]:
     return worth
 
 
+def every_fork(error: str) -> str:
+    """The injection that fails each fork, by whatever call."""
+    return f"?clone,?clone3,?fork,?vfork:error={error}"
+
+
 def is_traced(pid: int) -> bool:
     """True while somebody traces the process, or where it is gone."""
     try:
@@ -179,7 +188,7 @@ def need_strace() -> None:
         pytest.skip("strace is not installed")
     sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        with Strace(sleeper.pid, Path(os.devnull), None):
+        with Strace(sleeper.pid, Path(os.devnull)):
             if not is_traced(sleeper.pid):
                 pytest.skip("strace may not trace processes of its own user here")
     finally:

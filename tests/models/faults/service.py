@@ -62,6 +62,8 @@ def _meet(fault, context=None):
         os.open(fault["path"], os.O_RDONLY)  # and never closed
     elif name == "thread_at_fork":
         os.register_at_fork(after_in_child=_start_thread)
+    elif name == "stop_at_fork":
+        os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGSTOP))
     elif name == "close_all":
         os.closerange(3, 4096)
     elif name == "babble":
