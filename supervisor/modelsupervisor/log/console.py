@@ -12,9 +12,9 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import msgspec
-import structlog
 
 from modelsupervisor.log.render import Block
+from modelsupervisor.log.structured import structlog
 
 _CLEAR = "\r\x1b[2K"
 _DIM, _RED, _YELLOW, _RESET = "\x1b[2m", "\x1b[31m", "\x1b[33m", "\x1b[0m"

@@ -14,11 +14,11 @@ from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
-import structlog
 
 from modelsupervisor.log.outlet import Outlet
 from modelsupervisor.log.render import Block, RingKey
 from modelsupervisor.log.ring import Rings
+from modelsupervisor.log.structured import structlog
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _ENVELOPE = ("timestamp", "level", "event", "seq", "model", "worker", "pid", "generation")
