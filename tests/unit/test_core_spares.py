@@ -243,9 +243,10 @@ def test_a_spare_that_was_stable_begins_the_row_anew() -> None:
     assert asked_for(history.wake()) == [3]
 
 
-def test_deaths_are_never_a_busy_loop() -> None:
+@pytest.mark.parametrize("max_failures", [1, 2])
+def test_deaths_are_never_a_busy_loop(max_failures: int) -> None:
     """However short stable_after and retry_failed_after are, deaths in a row do not keep the supervisor busy."""
-    history = with_spares(stable_after=0.001, retry_failed_after=0.001, max_failures=2)
+    history = with_spares(stable_after=0.001, retry_failed_after=0.001, max_failures=max_failures)
     births, number = 0, 1
     end = history.now + 1.0
     while history.now < end:
@@ -256,6 +257,17 @@ def test_deaths_are_never_a_busy_loop() -> None:
             births += len(asked_for(history.wake()))
         number += 1
     assert births <= 21
+
+
+def test_a_death_in_the_pause_does_not_end_it() -> None:
+    """The successor of a spare that dies beside a first answer waits for that answer, though it has no back-off of its own."""
+    history = with_parked(2, 2)
+    history.exited(0, answered=1)
+    history.ready(0)
+    actions = history.spare_exited(2)
+    assert one(actions, act.ReportSpareExit).delay == pytest.approx(SPARE_PAUSE)
+    assert asked_for(actions) == []
+    assert asked_for(history.wake()) == [3, 4]
 
 
 def test_one_that_serves_proves_them_good() -> None:
