@@ -5,6 +5,8 @@ VENV ?= .venv
 PYTHON ?=
 # More arguments for pytest, such as PYTEST="-k placement -x".
 PYTEST ?=
+# How many tests run at once: most of them wait for processes. The slow ones run one at a time.
+JOBS ?= 2
 # Benchmarks to run, such as BENCH=restart; empty: all of them.
 BENCH ?=
 
@@ -29,7 +31,7 @@ run: $(VENV)/.installed-run ## install what the digits example needs and run it 
 	@exec $(BIN)/modelsupervisor start -c $(CONFIG)
 
 test: $(VENV)/.installed-test ## run the test suite, without what is marked slow
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) $(PYTEST)
 
 test-slow: $(VENV)/.installed-test ## run the tests that are marked slow
 	$(BIN)/python -m pytest -m slow $(PYTEST)
