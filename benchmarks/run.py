@@ -10,7 +10,7 @@ import platform
 import sys
 from collections.abc import Callable
 
-from benchmarks import capture, crashloop, memory, restart, roundtrip
+from benchmarks import capture, crashloop, idle, memory, restart, roundtrip
 from benchmarks.harness import Figure
 
 MEASUREMENTS: dict[str, Callable[[], list[Figure]]] = {
@@ -19,6 +19,7 @@ MEASUREMENTS: dict[str, Callable[[], list[Figure]]] = {
     "capture": capture.measure,
     "crashloop": crashloop.measure,
     "memory": memory.measure,
+    "idle": idle.measure,
 }
 
 
