@@ -10,7 +10,7 @@ import platform
 import sys
 from collections.abc import Callable
 
-from benchmarks import capture, crashloop, idle, memory, restart, roundtrip
+from benchmarks import capture, crashloop, idle, memory, restart, roundtrip, threads
 from benchmarks.harness import Figure
 
 MEASUREMENTS: dict[str, Callable[[], list[Figure]]] = {
@@ -20,6 +20,7 @@ MEASUREMENTS: dict[str, Callable[[], list[Figure]]] = {
     "crashloop": crashloop.measure,
     "memory": memory.measure,
     "idle": idle.measure,
+    "threads": threads.measure,
 }
 
 
