@@ -189,6 +189,8 @@ class Spares:
     def _on_message(self, spare: SpareProcess, message: Message) -> None:
         kind = message["kind"]
         if kind == "parked":
+            if spare.status is not None:
+                return  # and died: no slot may be given to it any more
             facts = message.get("facts")
             pid = facts.get("pid") if isinstance(facts, dict) else None
             # It is often faster than its template, which tells of it too
@@ -223,10 +225,10 @@ class Spares:
         if status is None:
             return
         assert spare.pid is not None
+        spare.status = status
         self._on_channel(spare)
         self._edge.doomed.update(processes.kill_session(spare.pid))
         spare.remains = bury(spare.pid, status)
-        spare.status = status
         self._forget(spare)
         self._edge.post(SpareExited(spare.key, self._edge.now(), str(status)))
 
