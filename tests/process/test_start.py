@@ -344,7 +344,7 @@ def test_no_descriptors_to_be_had(echo: Instance) -> None:
         check=False,
     )
     assert ended.returncode == 1
-    assert "RLIMIT_NOFILE: 630 descriptors needed, 200 to be had" in ended.stderr
+    assert "RLIMIT_NOFILE: 538 descriptors needed, 200 to be had" in ended.stderr
     assert "ulimit -Hn" in ended.stderr and "nothing was started" in ended.stderr
     assert not echo.run_dir.exists()
 

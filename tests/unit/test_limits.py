@@ -7,6 +7,7 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from modelsupervisor.cli import main
@@ -100,7 +101,7 @@ def test_a_machine_with_room(loaded: Loaded, tmp_path: Path) -> None:
         *("RLIMIT_NOFILE", "RLIMIT_NPROC", "kernel.pid_max", "kernel.threads-max", "pids.max"),
         *("MemAvailable", "run_dir", "run_dir"),
     ]
-    assert by_name(found, "RLIMIT_NOFILE").needed == 1000 * 5 + 2 * 2 + 128
+    assert by_name(found, "RLIMIT_NOFILE").needed == 1000 * 5 + 2 * 2 + 6 + 32
     assert by_name(found, "RLIMIT_NPROC").needed == 1000 + 2 + 3
     assert by_name(found, "kernel.threads-max").found == 200000 - 345
     assert by_name(found, "run_dir", "bytes").needed == 1000 * 8192
@@ -111,13 +112,13 @@ def test_one_error_names_them_all(
     loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Limit, needed, found and what helps, for each that does not hold; one that holds is not named."""
-    set_rlimits(monkeypatch, 600, 1 << 20)
+    set_rlimits(monkeypatch, 500, 1 << 20)
     root = machine(tmp_path, {"proc/sys/kernel/threads-max": "400"})
     with pytest.raises(StartError) as caught:
         require_limits(read_limits(loaded(100), root=root))
     assert str(caught.value).splitlines() == [
         "the machine has no room for this:",
-        "RLIMIT_NOFILE: 630 descriptors needed, 600 to be had; "
+        "RLIMIT_NOFILE: 538 descriptors needed, 500 to be had; "
         "raise the hard limit (ulimit -Hn, LimitNOFILE=)",
         "kernel.threads-max: 103 processes needed, 55 to be had; "
         "raise it (sysctl kernel.threads-max)",
@@ -225,28 +226,77 @@ def test_check_and_plan_say_it_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The file is right, and both go on; but start would fail here."""
-    set_rlimits(monkeypatch, 600, 1 << 20)
+    set_rlimits(monkeypatch, 500, 1 << 20)
     file = str(written(100))
     assert main(["check", "-c", file]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[-1] == "# OK"
     assert said[-2].startswith(
-        "# start would fail here: RLIMIT_NOFILE: 630 descriptors needed, 600"
+        "# start would fail here: RLIMIT_NOFILE: 538 descriptors needed, 500"
     )
     assert main(["plan", "-c", file]) == 0
     below = capsys.readouterr().out.partition("\nLimits\n")[2]
-    assert "RLIMIT_NOFILE: 630 descriptors needed, 600 to be had: start would fail here;" in below
+    assert "RLIMIT_NOFILE: 538 descriptors needed, 500 to be had: start would fail here;" in below
     assert main(["plan", "--json", "-c", file]) == 0
-    assert '"name":"RLIMIT_NOFILE","what":"descriptors","needed":630,"found":600' in (
+    assert '"name":"RLIMIT_NOFILE","what":"descriptors","needed":538,"found":500' in (
         capsys.readouterr().out
     )
 
 
 def test_the_soft_limit_is_raised(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To what is needed and no further; one that is high enough is left alone."""
+    """To what is needed and good to have, as far as it may be; one that is high enough is left alone."""
     set_: list[tuple[int, tuple[int, int]]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda *arguments: set_.append(arguments))
     limits.claim_descriptors(loaded(100))
-    assert set_ == [(resource.RLIMIT_NOFILE, (630, 1 << 20))]
+    assert set_ == [(resource.RLIMIT_NOFILE, (538 + 64 + 8, 1 << 20))]
     limits.claim_descriptors(loaded(5))
     assert len(set_) == 1
+    set_rlimits(monkeypatch, 540, 1 << 20)
+    limits.claim_descriptors(loaded(100))
+    assert set_[1:] == [(resource.RLIMIT_NOFILE, (540, 540))]
+
+
+def test_templates_need_descriptors_too(loaded: Loaded, tmp_path: Path) -> None:
+    """A hundred models of one worker: each template has as many as a worker, and one more."""
+    one = loaded(1)
+    many = msgspec.structs.replace(one, models=one.models * 100)
+    limit = by_name(read_limits(many, root=machine(tmp_path)), "RLIMIT_NOFILE")
+    assert limit.needed == 100 * (5 + 6) + 32
+
+
+def test_a_file_system_without_bounds(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ramfs, and a tmpfs of size 0, count no blocks and no inodes: that is no lack of them."""
+    unbounded = os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: unbounded)
+    found = read_limits(loaded(8), str(tmp_path / "run"), machine(tmp_path))
+    assert [each.found for each in found if each.name == "run_dir"] == [None, None]
+
+
+def test_what_a_killed_supervisor_left_is_room(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are removed before ours are made: a file system that had room for it has room for its successor."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "scoreboard").write_bytes(b"x" * 8192)
+    for number in range(6):
+        (run_dir / f"a.{number}.sock").touch()
+    full = os.statvfs_result((4096, 4096, 100, 0, 0, 100, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    found = read_limits(loaded(1), str(run_dir), machine(tmp_path))
+    assert by_name(found, "run_dir", "bytes").found == 8192
+    assert by_name(found, "run_dir", "inodes").found == 7
+    assert broken(found) == []
+
+
+def test_a_control_group_that_is_not_to_be_seen(loaded: Loaded, tmp_path: Path) -> None:
+    """What is mounted here is another's: nothing is taken from that."""
+    other = {
+        "proc/self/cgroup": "0::/../elsewhere",
+        "sys/fs/cgroup/pids.max": "10",
+        "sys/fs/cgroup/pids.current": "10",
+    }
+    found = read_limits(loaded(60), root=machine(tmp_path, other))
+    assert by_name(found, "pids.max").found is None

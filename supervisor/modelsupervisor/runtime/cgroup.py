@@ -119,7 +119,10 @@ def read_pids_room(root: str) -> tuple[int | None, str]:
         mount = _mount(mounts, version, "pids")
         if mount is None or (version == 1 and "pids" not in controllers):
             continue
-        for folder in _folders(mount, name, []):
+        unseen: list[str] = []
+        for folder in _folders(mount, name, unseen):
+            if unseen:
+                continue  # what is there instead is another group's
             most = whole_number(read_text(os.path.join(root, folder, "pids.max")))
             there = whole_number(read_text(os.path.join(root, folder, "pids.current")))
             if most is not None and there is not None:

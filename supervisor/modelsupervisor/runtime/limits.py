@@ -25,7 +25,13 @@ from modelsupervisor.runtime.planning import plan_fifos
 
 DESCRIPTORS_A_SLOT = 5  # listener, two FIFOs, pidfd, channel
 DESCRIPTORS_A_SPARE = 2  # pidfd, channel
-DESCRIPTORS_BESIDE = 64 + 64  # the supervisor's own, operators, templates, births under way
+DESCRIPTORS_A_TEMPLATE = 6  # two pipes with both ends, pidfd, channel
+DESCRIPTORS_BESIDE = (
+    32  # the supervisor's own, 18 of them with one sink [measured], and those of a moment
+)
+# Nobody waits for these: the connections of operators; a model's next template, and the spare that is born for a worn worker
+DESCRIPTORS_TO_SPARE = 64
+DESCRIPTORS_TO_SPARE_A_MODEL = DESCRIPTORS_A_TEMPLATE + DESCRIPTORS_A_SPARE
 PROCESSES_A_MODEL = 3  # its template, an heir, and the intermediate of a birth
 FILES_A_SLOT = 3  # its socket and two FIFOs
 FILES_BESIDE = 4  # lock, control socket, scoreboard, and the name a socket is bound under first
@@ -79,11 +85,13 @@ def read_limits(
 
 
 def claim_descriptors(settings: Settings) -> None:
-    """Raise the soft limit of descriptors to what is needed; that the hard one allows it was seen before."""
-    needed = _descriptors(settings).needed
+    """Raise the soft limit of descriptors to what is needed, and to what is good to have as far as the hard one allows that."""
+    wanted = _descriptors(settings).needed + DESCRIPTORS_TO_SPARE
+    wanted += len(settings.models) * DESCRIPTORS_TO_SPARE_A_MODEL
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _finite(limit: int) -> int | None:
@@ -91,10 +99,9 @@ def _finite(limit: int) -> int | None:
 
 
 def _descriptors(settings: Settings) -> Limit:
-    slots = sum(model.workers for model in settings.models)
-    # Where a model keeps none, one is born for a worker that is worn out
-    spares = sum(max(1, model.spares) for model in settings.models)
-    needed = slots * DESCRIPTORS_A_SLOT + spares * DESCRIPTORS_A_SPARE + DESCRIPTORS_BESIDE
+    needed = DESCRIPTORS_BESIDE + len(settings.models) * DESCRIPTORS_A_TEMPLATE
+    for model in settings.models:
+        needed += model.workers * DESCRIPTORS_A_SLOT + model.spares * DESCRIPTORS_A_SPARE
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     remedy = "raise the hard limit (ulimit -Hn, LimitNOFILE=)"
     return Limit("RLIMIT_NOFILE", "descriptors", needed, _finite(hard), remedy)
@@ -135,11 +142,23 @@ def _files(slots: int, run_dir: str) -> Iterator[Limit]:
     except OSError:
         return
     remedy = f"make room in the file system of {run_dir}, or set another run_dir"
-    needed = slots * RECORD_SIZE
-    yield Limit("run_dir", "bytes", needed, room.f_bavail * room.f_frsize, remedy)
-    inodes = room.f_favail if room.f_files else None  # none is counted on btrfs
+    # None are counted where there is no bound: ramfs and a tmpfs without a size, and of inodes btrfs
+    left_bytes, left_files = _left_in(run_dir)
+    found = room.f_bavail * room.f_frsize + left_bytes if room.f_blocks else None
+    yield Limit("run_dir", "bytes", slots * RECORD_SIZE, found, remedy)
+    inodes = room.f_favail + left_files if room.f_files else None
     needed = slots * FILES_A_SLOT + FILES_BESIDE
     yield Limit("run_dir", "inodes", needed, inodes, remedy)
+
+
+def _left_in(run_dir: str) -> tuple[int, int]:
+    """Bytes and files that a start may find there, of a supervisor that was killed: it removes them before it makes its own."""
+    try:
+        with os.scandir(run_dir) as names:
+            found = [name.stat(follow_symlinks=False) for name in names]
+    except OSError:
+        return 0, 0
+    return sum(status.st_blocks for status in found) * 512, len(found)
 
 
 # -- what is there ------------------------------------------------------------------------------------------------------
