@@ -102,8 +102,29 @@ def test_its_word_is_only_a_reason_to_look() -> None:
     case.says(tasks=[{"cpus": list(NOWHERE), "count": 1}], openmp=[["libgomp.so.1", 3]])
     assert [facts["what"] for _, facts in case.events] == ["threads"]
     assert case.status == ["libgomp.so.1 would compute with 3 threads; planned: 2"]
+    case.verify()
     case.says(openmp=[["libgomp.so.1", 2]])
     assert case.status is None
+
+
+def test_an_answer_that_nobody_asked_for_costs_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that writes to the channel by itself is heard once for each question."""
+    case, looks = Case(), []
+    monkeypatch.setattr(drift, "read_affinities", lambda pid: looks.append(pid) or [])
+    for _ in range(5):
+        case.says(tasks=[{"cpus": [1], "count": 1}])
+    assert len(looks) == 1
+    assert [name for name, _ in case.events] == ["worker.bad_message"] * 4
+
+
+def test_why_cpus_are_gone_is_read_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cpuset that shrinks moves every worker: the machine is not read for each of them."""
+    case, readings = Case(), []
+    monkeypatch.setattr(drift, "read_usable", lambda root: readings.append(root) or drift.Usable())
+    for now in (0.0, 0.1, 0.2, 5.0):
+        case.now = now
+        case.verify()
+    assert len(readings) == 2
 
 
 def test_what_the_look_finds_is_told_once() -> None:
@@ -194,6 +215,16 @@ def test_nonsense_is_a_bad_message(fields: dict[str, Any]) -> None:
     assert [name for name, _ in case.events] == ["worker.bad_message"]
     case.verify()
     assert case.events[-1][0] == "worker.drift"
+
+
+def test_no_more_is_kept_than_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of runtimes in one message, and a thread on each CPU: `status` has a bound."""
+    case = Case(threads=1)
+    tasks = [drift.Tasks(frozenset({number}), 1) for number in range(1000)]
+    monkeypatch.setattr(drift, "read_affinities", lambda _: tasks)
+    case.verify()
+    case.says(openmp=[["x", 5]] * 5000)
+    assert len(case.status or []) == 2 * MOST_TOLD
 
 
 def test_long_words_are_cut() -> None:

@@ -10,7 +10,7 @@ from modelworker.scoreboard import Reading
 
 from modelsupervisor.control import MAX_LINE
 from modelsupervisor.log.render import json_text
-from modelsupervisor.runtime.report import STORIES, _busy, _within
+from modelsupervisor.runtime.report import PAGE, STORIES, _busy, _some, _within
 
 TOLD: dict[str, Any] = {
     "cause": "signal",
@@ -41,6 +41,14 @@ def test_what_fits_is_untouched() -> None:
     """With room for it, everything is there."""
     assert _within(1 << 20, TOLD) == TOLD
     assert _within(100, None) is None
+
+
+def test_what_differs_from_the_plan_is_bounded_too() -> None:
+    """A page of workers that all say as much as they can fits beside the ends; nothing is still nothing."""
+    differences = ["\udcff" * 64 + " would compute with 5 threads; planned: 1"] * 32
+    room = STORIES // (2 * PAGE)
+    assert PAGE * len(json_text(_some(room, differences))) < STORIES
+    assert _some(room, None) is None
 
 
 @pytest.mark.parametrize(

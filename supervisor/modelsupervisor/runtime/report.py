@@ -114,7 +114,7 @@ class Reporter:
             "threads": plan.threads,
             "gpu": plan.gpu(slot.key.index),
             "preload": plan.settings.preload,
-            "drift": None if worker is None else self._workers.drift.of(worker),
+            "drift": _some(room, None if worker is None else self._workers.drift.of(worker)),
             **self._memory_of(worker),
             "busy_s": _busy(reading, self._edge.now()),
             "requests": place.answered_before + reading.requests,
@@ -151,6 +151,11 @@ def _within(room: int, told: dict[str, Any] | None) -> dict[str, Any] | None:
         shown["traceback"] = "\n".join(lines)
     shown["last_lines"] = _newest(room // 2, told["last_lines"])
     return shown
+
+
+def _some(room: int, differences: list[str] | None) -> list[str] | None:
+    """As many differences from the plan as there is room for: a handler can make hundreds."""
+    return differences and _newest(room, differences)
 
 
 def _newest(room: int, lines: list[str]) -> list[str]:
