@@ -41,6 +41,7 @@ class Place:
         self._rundir = rundir
         self._reactor = reactor
         self._intake = intake
+        self._shut = False
         self.listener: socket.socket
         self.streams: tuple[Stream, Stream]
 
@@ -89,9 +90,15 @@ class Place:
 
     def refuse(self, refusing: bool) -> None:
         """While nobody will serve here, accept and close at once, so that nobody queues behind nobody."""
-        self._reactor.change(self.listener.fileno(), select.EPOLLIN if refusing else 0)
+        if not self._shut:
+            self._reactor.change(self.listener.fileno(), select.EPOLLIN if refusing else 0)
 
-    def _turn_away(self, _: int) -> None:
+    def _turn_away(self, events: int) -> None:
+        if events & select.EPOLLHUP:
+            # The worker holds the listener too, and shut it down: the kernel turns clients away, and would wake us for ever
+            self._shut = True
+            self._reactor.remove(self.listener.fileno())
+            return
         for _turn in range(64):
             try:
                 client, _address = self.listener.accept()
