@@ -44,6 +44,7 @@ class Birth:
     def __init__(self) -> None:
         self.template_pid, self.child = self._sleeper(), self._sleeper()
         self.posted: list[Event] = []
+        self.servants: set[int] = set()
         self.reactor = Reactor()
         self.reactor.open()
         edge = Edge(
@@ -60,7 +61,7 @@ class Birth:
             intake=cast(Any, None),
             outlets=cast(Any, None),
             oom=OomKills(),
-            servants=set(),
+            servants=self.servants,
             doomed=set(),
         )
         templates = _Templates(self.template_pid)
@@ -131,6 +132,16 @@ def test_a_child_that_nobody_asked_for_is_ended(birth: Birth) -> None:
     birth.answer(generation=7, pid=birth.child)
     os.waitid(os.P_PID, birth.child, os.WEXITED | os.WNOWAIT)
     assert birth.posted == []
+
+
+def test_a_log_writer_is_nobodys_newborn(birth: Birth) -> None:
+    """A child of ours, but no model's: it is neither ended for a birth that was given up, nor adopted."""
+    birth.servants.add(birth.child)
+    birth.answer(generation=7, pid=birth.child)
+    assert alive(birth.child)
+    birth.answer(pid=birth.child)
+    assert isinstance(birth.posted[0], BirthFailed)
+    assert birth.workers.pids() == set()
 
 
 @pytest.mark.parametrize(

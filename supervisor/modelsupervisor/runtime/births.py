@@ -59,7 +59,7 @@ def adopt(edge: Edge, pid: int, taken: set[int], on_exit: Callable[[], None]) ->
 
     A child whose end we would not see may not live: it is killed, and reaped like an orphan.
     """
-    if pid in taken or not processes.is_child(pid):
+    if pid in taken or pid in edge.servants or not processes.is_child(pid):
         raise NotOurs(f"the process that it was said to be, {pid}, is no new child of ours")
     pidfd = -1
     try:
@@ -74,7 +74,7 @@ def adopt(edge: Edge, pid: int, taken: set[int], on_exit: Callable[[], None]) ->
     return pidfd
 
 
-def end_unwanted(pid: int) -> None:
+def end_unwanted(edge: Edge, pid: int) -> None:
     """A birth that was given up came after all: nobody wants the process."""
-    if pid in processes.children():
+    if pid in processes.children() and pid not in edge.servants:
         processes.kill_child(pid)

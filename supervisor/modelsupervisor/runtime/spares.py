@@ -148,7 +148,7 @@ class Spares:
             if spare is not None:
                 self._adopt(spare, pid)
             elif pid not in self._taken():
-                end_unwanted(pid)
+                end_unwanted(self._edge, pid)
         elif spare is not None:
             self._fail_birth(spare, f"the template could not fork: {message.get('error')}")
 

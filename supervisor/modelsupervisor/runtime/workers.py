@@ -189,7 +189,7 @@ class Workers:
             if mine and worker is not None:
                 self._adopt(worker, pid)
             elif pid not in self.pids() | self._templates.pids():
-                end_unwanted(pid)
+                end_unwanted(self._edge, pid)
         elif mine and worker is not None and worker.pid is None:
             self._fail_birth(worker, f"the template could not fork: {message.get('error')}")
 
