@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -123,6 +124,8 @@ def test_the_same_folder_under_another_name_is_read_anew(tmp_path: Path) -> None
         ("import beside, sys\nraise RuntimeError('no weights')", 500, "RuntimeError: no weights"),
         ("import beside, sys\nsys.exit(3)", 500, "SystemExit: 3"),
         ("import beside\nraise MemoryError", 507, "MemoryError"),
+        ("import beside\nraise OSError(12, 'no memory')", 507, "no memory"),
+        ("import beside\nraise RuntimeError('\\ud800')", 500, r"RuntimeError: \ud800"),
         ("import beside\nA = 1", 400, "exactly one class: none"),
         ("import beside\nclass A:\n  after_fork = handle = lambda *_: 1 / 0", 500, "ZeroDivision"),
         (None, 400, "No such file or directory"),
@@ -147,14 +150,84 @@ def test_what_does_not_load_changes_nothing(
     assert "Traceback" in facts["traceback"]
 
 
-@pytest.mark.parametrize("path", ["/\0", "", "relative", "/" + "x" * 70000])
+GREEDY = """
+import sys, weakref
+
+class Service:
+    def initialize(self, context):
+        weights = {1, 2}
+        sys.weights_alive.append(weakref.ref(weights))
+        raise MemoryError
+
+    def handle(self, data, context):
+        return data
+"""
+
+UNPRINTABLE = """
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError("not even that")
+
+raise Unprintable
+"""
+
+
+def test_an_exception_that_cannot_be_printed_is_a_refusal(tmp_path: Path) -> None:
+    """It is told by its name, and the model before it is served on."""
+    old, events = first(tmp_path), Events()
+    path = folder(tmp_path, "new", UNPRINTABLE)
+    model, raw = answer_load(old, command("n", path), True, events)
+    assert model is old
+    assert reply_of(raw) == (500, "Unprintable (not printable: RuntimeError)")
+    assert events[0][1] == "worker.model_refused"
+
+
+def test_what_filled_the_memory_is_let_go_before_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load that lacked memory leaves nothing behind in the frames of its exception."""
+    old, path = first(tmp_path), folder(tmp_path, "new", GREEDY)
+    seen: list[object] = []
+
+    def event(*_: str, **facts: Any) -> None:
+        seen.append([each() for each in alive])
+
+    alive: list[Any] = []
+    monkeypatch.setattr(sys, "weights_alive", alive, raising=False)
+    _, raw = answer_load(old, command("n", path), True, event)
+    assert reply_of(raw) == (507, "MemoryError")
+    assert seen == [[None]]
+
+
+@pytest.mark.parametrize("path", ["/", "/\0", "", "relative", "/" + "x" * 70000, sys.prefix])
 def test_no_path_is_too_strange(tmp_path: Path, path: str) -> None:
-    """It is an answer of at most a few kilobytes."""
+    """It is an answer of at most a few kilobytes, and no module of anybody's is lost over it."""
     old = first(tmp_path)
+    before = dict(sys.modules)
+    place = list(sys.path), os.getcwd()
     model, raw = answer_load(old, command("n", path, handler="nothing"), True, Events())
     assert model is old
     assert reply_of(raw)[0] in (400, 500)
     assert len(raw) < 4096
+    assert {name: sys.modules.get(name) for name in before} == before
+    assert (list(sys.path), os.getcwd()) == place
+
+
+def test_an_environment_in_the_models_folder_is_not_the_models(tmp_path: Path) -> None:
+    """Its libraries stay imported, and importable: most frameworks cannot be imported twice in a process."""
+    path = folder(tmp_path, "old")
+    packages = path / "venv" / "lib" / "python3" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "framework_in_there.py").write_text("THREADS = object()\n")
+    sys.path.append(str(packages))
+    old = first(tmp_path)
+    framework = importlib.import_module("framework_in_there")
+    source = "import framework_in_there\n" + MODEL.replace(
+        "beside.WORD", "framework_in_there.THREADS"
+    )
+    model, raw = answer_load(old, command("n", folder(tmp_path, "new", source)), True, Events())
+    assert reply_of(raw)[0] == 200
+    assert ask(model)[0] is framework.THREADS
 
 
 @pytest.mark.parametrize(("own", "asked", "given"), [(-1, 3, 3), (-1, -1, None), (0, 3, 0)])

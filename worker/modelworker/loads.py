@@ -14,15 +14,18 @@ import gc
 import importlib
 import os
 import sys
-import traceback
 from types import ModuleType
 from typing import Callable, Dict, List, Tuple
 
 from modelworker import loader, readiness
 from modelworker.channel import tail
+from modelworker.complaints import complaint
 from modelworker.wire import LoadCommand, encode_load_response
 
 LONGEST_REASON = 2048  # characters of a reason that a reply or an event carries
+# Below a model's folder, but of an environment that lies in it: frameworks cannot be imported twice
+_LIBRARIES = frozenset(("site-packages", "dist-packages"))
+_OF_PYTHON = tuple(os.path.dirname(os.path.realpath(file)) for file in (os.__file__, __file__))
 
 
 def answer_load(
@@ -44,10 +47,11 @@ def answer_load(
         ready = _exchange(model, command)
     # Whatever the other handler raises is its failure, and no reason to stop serving this one
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it is a model's code, and told whole
-        code = _code_of(error)
-        said = tail(f"{type(error).__name__}: {error}", LONGEST_REASON)
-        trace = traceback.format_exception(type(error), error, error.__traceback__)
-        whole = tail("".join(trace))
+        told = complaint(error)
+        code = 507 if told["memory"] else 400 if isinstance(error, loader.LoadError) else 500
+        # A handler's words may hold what no UTF-8 can
+        said = tail(told["error"].encode("utf-8", "backslashreplace").decode(), LONGEST_REASON)
+        whole = tail(told["traceback"], LONGEST_REASON)
         event("warning", "worker.model_refused", **asked, code=code, error=said, traceback=whole)
         return model, encode_load_response(code, said)
     event("info", "worker.model_loaded", **asked, **ready.facts)
@@ -58,26 +62,22 @@ def _loaded(name: str) -> bytes:
     return encode_load_response(200, f"loaded model {name}. [PID]:{os.getpid()}")
 
 
-def _code_of(error: BaseException) -> int:
-    if isinstance(error, MemoryError):
-        return 507
-    return 400 if isinstance(error, loader.LoadError) else 500
-
-
 def _exchange(present: loader.LoadedModel, command: LoadCommand) -> readiness.Ready:
     """Load the model that is asked for, or raise what kept it from that, with everything as it was."""
+    spec = _spec(present, command)
+    asked = os.path.realpath(spec.path)  # what is no path at all ends here
     before, folder = list(sys.path), os.getcwd()
     aside = _modules_of(present.path)
     for name in aside:
         del sys.modules[name]
-    sys.path[:] = [entry for entry in sys.path if not _within(entry, present.path)]
+    others = frozenset(sys.modules)
+    sys.path[:] = [entry for entry in sys.path if not _is_of(entry, present.path)]
     importlib.invalidate_caches()
-    spec = _spec(present, command)
     try:
         ready = readiness.load_and_warm(spec)
         loader.after_fork(ready.model)
     except BaseException:
-        for name in _modules_of(os.path.realpath(spec.path)):
+        for name in _modules_of(asked).keys() - others:
             del sys.modules[name]
         sys.modules.update(aside)
         sys.path[:] = before
@@ -107,7 +107,7 @@ def _modules_of(folder: str) -> Dict[str, ModuleType]:
     return {
         name: module
         for name, module in list(sys.modules.items())
-        if any(_within(path, folder) for path in _places(module))
+        if any(_is_of(path, folder) for path in _places(module))
     }
 
 
@@ -122,8 +122,15 @@ def _places(module: ModuleType) -> List[str]:
         return []
 
 
-def _within(path: str, folder: str) -> bool:
+def _is_of(path: str, folder: str) -> bool:
+    """True where a path belongs to the model of that folder, and not to the environment that it may run in."""
     try:
-        return os.path.commonpath([os.path.realpath(path or "."), folder]) == folder
+        real = os.path.realpath(path or ".")
+        if os.path.commonpath([real, folder]) != folder:
+            return False
+        if any(os.path.commonpath([real, own]) == own for own in _OF_PYTHON):
+            # Unless it is the folder that lies in there
+            return any(os.path.commonpath([folder, own]) == own for own in _OF_PYTHON)
+        return _LIBRARIES.isdisjoint(os.path.relpath(real, folder).split(os.sep))
     except ValueError:  # a NUL in it
         return False
