@@ -135,6 +135,22 @@ def test_64_bit_sizes(tmp_path: Path) -> None:
     assert "lacks its 64 bit sizes" in refusal(_wide_entry(8))
 
 
+@pytest.mark.parametrize("offset", [2**62, 2**63, 2**64 - 1])
+def test_a_member_beyond_the_end(tmp_path: Path, offset: int) -> None:
+    """An offset of 64 bits may be larger than any file's; it is a mistake of the archive, in a file as in memory."""
+    archive = bytearray(packed({"x": b"1234567"}))
+    at, end = archive.index(b"PK\1\2"), archive.index(b"PK\5\6")
+    extra = struct.pack("<2HQ", 1, 8, offset)
+    struct.pack_into("<H", archive, at + 30, len(extra))
+    struct.pack_into("<L", archive, at + 42, 2**32 - 1)
+    struct.pack_into("<L", archive, end + 12, end - at + len(extra))
+    archive[end:end] = extra
+    assert "lies beyond the end" in refusal(bytes(archive))
+    (tmp_path / "m.mar").write_bytes(archive)
+    with open_archive(str(tmp_path / "m.mar")) as stream, pytest.raises(ArchiveError):
+        read_contents(stream, LARGEST)
+
+
 # -- names ------------------------------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,8 @@ def read_index(stream: BinaryIO) -> List[Entry]:
     position = 0
     for _ in range(count):
         entry, begin, raw, position = _entry(index, position)
+        if begin >= offset:  # as much as 2⁶⁴, where no file can be asked
+            raise ArchiveError("the member %s lies beyond the end" % shown(entry.name))
         start = _start(stream, entry, begin, raw)
         entries.append(entry._replace(start=start))
         spans.append((begin, start + entry.packed, entry.name))
