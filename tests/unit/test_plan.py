@@ -200,6 +200,12 @@ def test_gpus_have_a_column_and_their_reasons(
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
     plan = planning.plan_models(settings, flat_topology((0, 1)))["a"]
     assert plan.environment["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+    report = plan_report(settings, flat_topology((0, 1)))
+    assert variables(report)["CUDA_DEVICE_ORDER"] == ("FASTEST_FIRST", "environment")
+    reasons = {each["name"]: each["reason"] for each in report["models"][0]["environment"]}
+    said = "Set by the operator; the plan would say PCI_BUS_ID."
+    assert reasons["CUDA_DEVICE_ORDER"] == said
+    assert "CUDA_DEVICE_ORDER" not in {each["name"] for each in report["models"][1]["environment"]}
 
 
 def test_the_interpreter_of_each_model(
@@ -230,6 +236,21 @@ def test_as_json(written: Callable[..., Path], capsys: pytest.CaptureFixture[str
     assert all(set(each["cpus"]) <= set(told["machine"]["used"]) for each in model["workers"])
     assert told["fifos"]["count"] == 4
     assert set(model["workers"][0]) == {"index", "cpus", "threads", "gpu", "reason"}
+
+
+def test_bytes_that_are_no_text(
+    written: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A path or a variable may hold such; they are escaped, as in the answers of a supervisor."""
+    monkeypatch.setenv("OMP_PLACES", os.fsdecode(b"\xff"))
+    folder = os.fsdecode(os.fsencode(written().parent) + b"\xff")
+    os.rename(written().parent, folder)
+    assert main(["plan", "-c", os.path.join(folder, "workers.ini"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["config"].endswith("\\udcff/workers.ini")
+    assert variables(told)["OMP_PLACES"] == ("\\udcff", "environment")
 
 
 def test_on_paper(written: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,12 +41,15 @@ def plan(config: str, as_json: bool) -> int:
     import msgspec
 
     from modelsupervisor.config import load_settings
+    from modelsupervisor.control import printable
     from modelsupervisor.runtime.machine import read_topology
 
     made = plan_report(load_settings(config), read_topology())
     if not as_json:
         say("\n".join(plan_lines(made)))
-    elif on_terminal():
+        return EXIT_OK
+    made = printable(made)
+    if on_terminal():
         say(harmless_json(msgspec.json.format(msgspec.json.encode(made), indent=2)))
     else:
         say(msgspec.json.encode(made))

@@ -35,6 +35,7 @@ PIPE_BUDGET = "/proc/sys/fs/pipe-user-pages-soft"
 # Variables of the libraries that compute: where the operator has set one, `plan` shows it.
 THREADING_PREFIXES = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "BLIS_")
 ORDER_VARIABLE = "CUDA_DEVICE_ORDER"
+GPU_ORDER = "PCI_BUS_ID"
 _GPU_REASONS = {
     ORDER_VARIABLE: "A GPU then has the number that nvidia-smi shows; CUDA by itself puts the "
     "fastest first.",
@@ -94,7 +95,7 @@ def gpu_environment(model: ModelSettings, operator: Mapping[str, str]) -> dict[s
     """
     if not model.gpus:
         return {}
-    order = {} if ORDER_VARIABLE in operator else {ORDER_VARIABLE: "PCI_BUS_ID"}
+    order = {} if ORDER_VARIABLE in operator else {ORDER_VARIABLE: GPU_ORDER}
     return {**order, GPU_VARIABLE: ",".join(map(str, model.gpus))}
 
 
@@ -123,8 +124,10 @@ def explain_environment(
     shown = [Variable(name, value, "plan", OURS[name]) for name, value in added.items()]
     for name, value in gpu_environment(model, operator).items():
         shown.append(Variable(name, value, "plan", _GPU_REASONS[name] + _narrowed(name, operator)))
+    # Of the order alone the operator's goes first: what GPUs are shown is up to the plan
+    theirs = {*OURS, ORDER_VARIABLE} if model.gpus else {*OURS}
     for name in sorted(operator):
-        if name in OURS or name.startswith(THREADING_PREFIXES):
+        if name in theirs or name.startswith(THREADING_PREFIXES):
             origin: Literal["file", "environment"] = "file" if name in model.env else "environment"
             instead = _instead(name, placed)
             value = MASK if is_secret(name) else operator[name]
@@ -141,6 +144,8 @@ def _narrowed(name: str, operator: Mapping[str, str]) -> str:
 
 def _instead(name: str, placed: ModelPlacement) -> str:
     """What an operator's variable stands in the place of."""
+    if name == ORDER_VARIABLE:
+        return f"; the plan would say {GPU_ORDER}"
     if name not in OURS:
         return ", and left alone; the plan has nothing of that name"
     wanted = thread_environment(placed.threads, placed.shares_cpus, {}).get(name)
