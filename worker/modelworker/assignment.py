@@ -14,6 +14,7 @@ assignment, since every user of the machine can read a command line. No descript
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from typing import Any, Dict, List, NamedTuple, NoReturn
@@ -36,7 +37,7 @@ class Assignment(NamedTuple):
 def execute(interpreter: str, assignment: Assignment) -> NoReturn:
     """Become another interpreter with this assignment. Raises OSError where that cannot be."""
     text = json.dumps(dict(assignment._asdict(), spec=assignment.spec._asdict()))  # ASCII
-    number = os.memfd_create("assignment")
+    number = _file_in_memory("assignment")
     with open(number, "w", encoding="ascii", closefd=False) as file:
         file.write(text)
     os.lseek(number, 0, os.SEEK_SET)
@@ -53,6 +54,20 @@ def execute(interpreter: str, assignment: Assignment) -> NoReturn:
             *("--assignment", str(number)),
         ],
     )
+
+
+def _file_in_memory(name: str) -> int:
+    """A descriptor of an empty file that has no name anywhere. Raises OSError.
+
+    The system call is the C library's where Python lacks it: conda's, and others that are built for old systems.
+    """
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name)
+    libc = ctypes.CDLL(None, use_errno=True)
+    number: int = libc.memfd_create(name.encode(), 1)  # MFD_CLOEXEC
+    if number < 0:
+        raise OSError(ctypes.get_errno(), "memfd_create: " + os.strerror(ctypes.get_errno()))
+    return number
 
 
 def read_assignment(number: int) -> Assignment:
