@@ -68,6 +68,38 @@ def test_a_client_chooses_the_model(running: Running, short_tmp: Path, preload: 
     assert (after["cwd"], after["path"]) == (before["cwd"], before["path"])
 
 
+LARGE = """
+class Service:
+    def initialize(self, context):
+        self.weights = bytearray(b"w") * (96 * 1024 * 1024)
+
+    def handle(self, data, context):
+        return [b"large" for _ in data]
+"""
+
+
+@pytest.mark.parametrize("spares", [0, 1])
+def test_the_memory_of_the_model_before_it_is_given_back(
+    instance: Callable[..., Instance], short_tmp: Path, spares: int
+) -> None:
+    """That of the configured model, too, which the worker loaded itself."""
+    large = short_tmp / "large"
+    large.mkdir()
+    (large / "service.py").write_text(LARGE)
+    keys = {"preload": "import", "allow_load": "true", "spares": spares}
+    made = instance("worker.exited")
+    made.write(made.model(folder=large, handler="service", **keys))
+    made.start()
+    if spares:
+        made.wait_event("spare.ready")
+        kill_worker(made, signal.SIGKILL)
+        ready(made, 2)
+    assert made.worker()["rss_bytes"] > 96 * 1024 * 1024
+    assert load(made, model(short_tmp, OTHER)).code == 200
+    assert echo(made) == b"the other"
+    assert made.worker()["rss_bytes"] < 96 * 1024 * 1024
+
+
 def test_a_load_that_kills_is_a_crash_with_the_load_in_hand(
     running: Running, short_tmp: Path
 ) -> None:

@@ -118,7 +118,7 @@ class Worker:
         self.peers: list[Peer] = []
 
         def run() -> None:
-            self.code = serve(model, self.listener, self.channel, record, settings)
+            self.code = serve(lambda: model, self.listener, self.channel, record, settings)
 
         self.thread = threading.Thread(target=run, daemon=True)
         self.thread.start()
@@ -777,7 +777,7 @@ model = LoadedModel("m", "/", handle, context, ModuleType("m"), None)
 channel = Channel(socket.socket(fileno=int(sys.argv[2])))
 record = Record(bytearray(RECORD_SIZE))
 try:
-    serve(model, listener, channel, record, ServeSettings(4, 30.0))
+    serve(lambda: model, listener, channel, record, ServeSettings(4, 30.0))
 finally:
     print("unwound")
 """

@@ -23,7 +23,7 @@ from modelworker.assignment import Assignment, execute
 from modelworker.attestation import attestation
 from modelworker.channel import Channel, ChannelClosed
 from modelworker.complaints import complaint
-from modelworker.readiness import Inheritance, Ready, make_ready
+from modelworker.readiness import Inheritance, make_ready
 from modelworker.scoreboard import RECORD_SIZE, Record
 from modelworker.serve import ServeSettings, serve
 
@@ -150,7 +150,7 @@ def _begin(
     birth = Birth.from_message(message, descriptors[1:])
     slot = take_slot(birth, inheritance, channel)
     ready = make_ready(inheritance, birth.threads, freshly_seeded)
-    return partial(_serve, ready, slot, birth, inheritance)
+    return partial(_serve, [ready.model], ready.facts, slot, birth, inheritance)
 
 
 def _park(
@@ -176,21 +176,27 @@ def _park(
         return None
     birth = Birth.from_message(order, descriptors)
     slot = take_slot(birth, inheritance, channel)
-    return partial(_serve, ready, slot, birth, inheritance)
+    return partial(_serve, [ready.model], ready.facts, slot, birth, inheritance)
 
 
-def _serve(ready: Ready, slot: Slot, birth: Birth, inheritance: Inheritance) -> int:
-    """Say ready and serve; the exit code."""
+def _serve(
+    held: List[loader.LoadedModel],
+    facts: Dict[str, Any],
+    slot: Slot,
+    birth: Birth,
+    inheritance: Inheritance,
+) -> int:
+    """Say ready and serve; the exit code. The model is taken out of `held`: a client may have it let go of (`allow_load`)."""
 
     def attest() -> Dict[str, Any]:
         # Who loaded the model here has runtimes of which the template knew nothing; looking for them takes a millisecond
-        own = bool(ready.facts)
+        own = bool(facts)
         setters = frameworks.thread_setters() if own else inheritance.thread_setters
         return attestation(setters, pinned=birth.cpus is not None)
 
     slot.channel.answer("attest", "attested", attest)
-    slot.channel.send("ready", facts=dict(ready.facts, pid=os.getpid()))
-    return serve(ready.model, slot.listener, slot.channel, slot.record, birth.settings)
+    slot.channel.send("ready", facts=dict(facts, pid=os.getpid()))
+    return serve(held.pop, slot.listener, slot.channel, slot.record, birth.settings)
 
 
 def take_slot(birth: Birth, inheritance: Inheritance, channel: Channel) -> Slot:

@@ -7,24 +7,23 @@ Everything happens in one thread, in turns: wait; take one new connection at mos
 handler is the only thing here that may take time: reads and writes never block, and what a slow
 reader does not take is kept on its own connection, whose further frames wait.
 
-One connection a turn, and none at `max_connections`, because an accepted connection dies with the
-worker while one in the backlog survives it. A stop message arrives between batches by construction:
-what is in hand is finished; what waits in a queue was never begun, and its client asks the
-successor.
+One connection a turn, and none at `max_connections`, because an accepted connection dies with the worker while one in the backlog
+survives it. A stop message arrives between batches by construction: what is in hand is finished; what waits in a queue was never
+begun, and its client asks the successor.
 
-The path of one small request is three system calls, epoll_wait, recv and send. What is not needed
-for it is not done on it: no log, no time of day, no closure, and a clock for a frame only when half
-of one is here.
+The path of one small request is three system calls, epoll_wait, recv and send. What is not needed for it is not done on it: no log,
+no time of day, no closure, and a clock for a frame only when half of one is here.
 """
 
 from __future__ import annotations
 
 import errno
+import gc
 import select
 import socket
 import time
 from functools import partial
-from typing import Dict, NamedTuple, Optional
+from typing import Callable, Dict, NamedTuple, Optional
 
 from modelworker.channel import Channel, ChannelClosed
 from modelworker.loader import LoadedModel
@@ -74,7 +73,7 @@ class _Peer(Connection):
 
 
 def serve(
-    model: LoadedModel,
+    take: Callable[[], LoadedModel],
     listener: socket.socket,
     channel: Channel,
     record: Record,
@@ -82,10 +81,12 @@ def serve(
 ) -> int:
     """Serve until the channel says stop, or ends with the supervisor; return the exit code, 0.
 
+    `take` gives the model, which nobody is to hold besides, so that its memory is free when another one takes its place.
+
     A SystemExit of the handler ends the process here, with its code and with the request in hand.
     """
     with select.epoll(settings.max_connections + 2) as epoll:
-        worker = _Worker(model, listener, channel, record, settings, epoll)
+        worker = _Worker(take(), listener, channel, record, settings, epoll)
         try:
             if worker.run():
                 worker.finish()
@@ -388,6 +389,10 @@ class _Worker:
         """Answer `L`, and serve what it says from then on where it may say so."""
         self._record.begin((f"load {command.model_name}",), now)
         tell = partial(self._tell, peer)
-        self._model, reply = answer_load(self._model, command, self._settings.allow_load, tell)
+        before = self._model
+        self._model, reply = answer_load(before, command, self._settings.allow_load, tell)
+        if before is not self._model:
+            del before
+            gc.collect()  # a module and its functions hold each other
         self._send(peer, reply)
         self._record.end(0)
