@@ -84,6 +84,22 @@ def says_what_it_did(event: dict[str, Any], warmed: bool) -> None:
         assert 0 <= event["load_s"] + event["warmup_s"] <= event["start_s"]
 
 
+@pytest.mark.parametrize("code", [0, 5])
+def test_a_handler_that_leaves_while_the_template_loads_it_is_a_failed_load(
+    instance: Make, code: int
+) -> None:
+    """It is told as the failure of any load, with the traceback; the exit handlers of what it had loaded do not run."""
+    broken = instance("template.exited", "supervisor.start_failed")
+    fault = json.dumps({"do": "sys_exit", "code": code})
+    broken.write(broken.model(env__FAULT_AT_LOAD=fault))
+    broken.launch()
+    assert broken.wait() == 1
+    (exited,) = broken.events("template.exited")
+    assert (exited["cause"], exited["code"]) == ("load_failed", 1)
+    assert f"the handler left by sys.exit({code})" in exited["reason"]
+    assert "in initialize" in exited["traceback"]
+
+
 FAILURES = [
     ("import", {"do": "raise", "text": "no weights"}, "ValueError: no weights"),
     ("none", {"do": "raise", "text": "no weights"}, "ValueError: no weights"),

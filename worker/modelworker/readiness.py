@@ -10,10 +10,11 @@ Apart from `boot`, which takes a slot, so that a process can do this part before
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import time
-from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from modelworker import frameworks, loader, process
 
@@ -51,15 +52,22 @@ def make_ready(inheritance: Inheritance, threads: int, freshly_seeded: bool) -> 
         frameworks.reseed_mxnet()
     frameworks.seed_mxnet_when_imported()
     source = inheritance.source
-    if isinstance(source, loader.LoadedModel):
-        ready = Ready(source, {})
-    else:
-        try:
+    with _leaving_is_failing():
+        if isinstance(source, loader.LoadedModel):
+            ready = Ready(source, {})
+        else:
             ready = load_and_warm(source)
-        except SystemExit as leaving:
-            raise loader.LoadError(f"the handler left by sys.exit({leaving.code!r})") from leaving
-    loader.after_fork(ready.model)
+        loader.after_fork(ready.model)
     return ready
+
+
+@contextlib.contextmanager
+def _leaving_is_failing() -> Iterator[None]:
+    """A handler that calls sys.exit before there is a request to have called it on: a failed load, told as any other."""
+    try:
+        yield
+    except SystemExit as leaving:
+        raise loader.LoadError(f"the handler left by sys.exit({leaving.code!r})") from leaving
 
 
 def import_only(spec: loader.ModelSpec) -> loader.ImportedHandler:
@@ -83,9 +91,11 @@ def load_and_warm(source: Union[loader.ImportedHandler, loader.ModelSpec]) -> Re
 def prepare(spec: loader.ModelSpec, preload: str) -> Tuple[Source, Dict[str, Any]]:
     """What a template does ahead of its workers, and its facts. Raises LoadError, or whatever the handler raises."""
     if preload == "model":
-        return load_and_warm(spec)
+        with _leaving_is_failing():
+            return load_and_warm(spec)
     begun = time.monotonic()
-    source = import_only(spec) if preload == "import" else spec
+    with _leaving_is_failing():
+        source = import_only(spec) if preload == "import" else spec
     facts = _facts(time.monotonic() - begun, 0.0, False)
     settle()
     return source, facts
