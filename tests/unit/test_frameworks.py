@@ -140,6 +140,19 @@ def test_no_openmp_no_setters() -> None:
     assert run("print(json.dumps(len(frameworks.thread_setters())))") == 0
 
 
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files")])
+def test_setters_are_not_worth_a_workers_life(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A worker that has used up its memory or its descriptors is asked for them, too: then none are known."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert frameworks.thread_setters() == []
+
+
 def test_setters_are_called_with_the_count() -> None:
     """Each runtime gets it as a C int."""
     counts: list[int] = []

@@ -253,6 +253,14 @@ def test_bytes_that_are_no_text(
     assert variables(told)["OMP_PLACES"] == ("\\udcff", "environment")
 
 
+def test_more_is_there_than_may_be(loaded: Callable[..., Settings]) -> None:
+    """Where a limit is passed already, nothing is to be had, and not less than that."""
+    report = plan_report(loaded(), flat_topology((0, 1)))
+    report["limits"][0].update(found=-3, holds=False)
+    (line, *_) = section(plan_lines(report), "Limits")
+    assert ", 0 to be had: start would fail here;" in line
+
+
 def test_on_paper(written: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Without --json it is the page, on a terminal or not; nothing is made in the run directory."""
     file = written()

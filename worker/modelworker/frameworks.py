@@ -111,7 +111,7 @@ def thread_setters() -> List[ThreadSetter]:
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
             paths = {line.split(None, 5)[5].rstrip("\n") for line in maps if line.count("/")}
-    except OSError:
+    except (OSError, MemoryError):
         return []
     setters = []
     for path in sorted(paths):

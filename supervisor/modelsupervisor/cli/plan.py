@@ -201,7 +201,7 @@ def _at_default(setting: dict[str, Any]) -> bool:
 
 def _limit_words(limit: dict[str, Any]) -> str:
     """One limit; what helps only where it does not hold."""
-    sizes = (limit["needed"], limit["found"])
+    sizes = (limit["needed"], max(0, limit["found"] or 0))
     needed, found = map(size_words if limit["what"] == "bytes" else str, sizes)
     kind = "" if limit["what"] == "bytes" else f" {limit['what']}"
     had = "no limit" if limit["found"] is None else f"{found} to be had"
