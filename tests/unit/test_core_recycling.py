@@ -172,6 +172,15 @@ def test_a_restart_is_less_patient() -> None:
     assert one(history.ready(), act.Answer).ok
 
 
+def test_one_that_an_operator_restarts_is_not_recycled() -> None:
+    """Its replacement was still to come when it was told to stop: it goes because somebody asked, and is said to."""
+    history = rested()
+    history.worn()
+    history.restart_slot()
+    report = one(history.exited(answered=5), act.ReportWorkerExit)
+    assert (report.asked, report.worn) == (True, None)
+
+
 def test_a_stop_forgets_who_is_worn() -> None:
     """Whoever waits for a replacement goes as all others do."""
     history = rested(2)

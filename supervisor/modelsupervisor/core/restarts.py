@@ -129,6 +129,9 @@ def _replace_next(step: Step, name: str, restart: Restart) -> None:
     step.put(replace(step.models[name], restart=going))
     if fresh:
         return
+    if step.models[name].recycling == index and slot.phase is Phase.READY:
+        # Worn, but its replacement is still to come: it goes because somebody asked
+        step.put(replace(step.models[name], recycling=None))
     slot = replace(slot, failures=0, charged=0)
     step.put(slot)
     if slot.live:
