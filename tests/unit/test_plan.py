@@ -278,6 +278,35 @@ def test_cpus_that_may_not_be_used(loaded: Callable[..., Settings]) -> None:
     assert (problem.key, problem.message) == ("cpus", "the supervisor may not use CPU 7")
 
 
+def test_cpus_that_the_supervisor_itself_may_not_use(
+    tmp_path: Path, written: Callable[..., Path]
+) -> None:
+    """They are a mistake too, not the kernel's `Invalid argument` in the middle of a start, nor left out silently."""
+    file = written()
+    file.write_text(file.read_text().replace("run_dir = .", "run_dir = .\ncpus = 0,7"))
+    with pytest.raises(ConfigurationError) as raised:
+        plan_report(load_settings(str(file)), Topology((Cpu(0, 0),)))
+    (problem,) = raised.value.problems
+    assert str(problem) == (
+        f"{file}: [supervisor] cpus = 0,7: the supervisor may not use CPU 7; expected CPUs out of 0"
+    )
+
+
+@pytest.mark.parametrize("of", ["supervisor", "model"])
+def test_check_says_that_start_would_fail(
+    written: Callable[..., Path], capsys: pytest.CaptureFixture[str], of: str
+) -> None:
+    """It is this machine's affair, as its limits are, so that the file is right all the same."""
+    file = written("cpus = 8191" if of == "model" else "")
+    if of == "supervisor":
+        file.write_text(file.read_text().replace("run_dir = .", "run_dir = .\ncpus = 8191"))
+    assert main(["check", "-c", str(file)]) == 0
+    below = capsys.readouterr().out.splitlines()
+    (said,) = [line for line in below if line.startswith("# start would fail here: ")]
+    assert "cpus" in said
+    assert "the supervisor may not use CPU 8191" in said
+
+
 @pytest.mark.parametrize(
     ("budget", "slots", "size", "words"),
     [

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 from modelsupervisor.cli import say
 from modelsupervisor.errors import EXIT_OK, ConfigurationError
 from modelsupervisor.paths import resolve_model_cache, resolve_run_dir
+
+if TYPE_CHECKING:
+    from modelsupervisor.config import Settings
 
 
 @click.command()
@@ -18,7 +23,6 @@ def check(config: str) -> int:
     mistakes, and exit 78."""
     from modelsupervisor.config import load_settings, render_settings, socket_path_problems
     from modelsupervisor.interpreters import interpreters
-    from modelsupervisor.runtime.limits import read_limits
 
     settings = load_settings(config)
     run_dir = resolve_run_dir(settings.supervisor.run_dir)
@@ -30,11 +34,23 @@ def check(config: str) -> int:
     if any(model.archive for model in settings.models):
         cache = resolve_model_cache(settings.supervisor.model_cache, run_dir)
         say(f"# model cache: {click.format_filename(cache)}")
-    for limit in read_limits(settings, run_dir):
-        if not limit.holds:  # of this machine and user, and not the file's fault
-            say(f"# start would fail here: {click.format_filename(str(limit))}")
+    for obstacle in _obstacles(settings, run_dir):
+        say(f"# start would fail here: {click.format_filename(obstacle)}")
     say("# OK")
     return EXIT_OK
+
+
+def _obstacles(settings: Settings, run_dir: str) -> Iterator[str]:
+    """What of this machine and user does not go with a file, which is right by itself."""
+    from modelsupervisor.runtime.limits import read_limits
+    from modelsupervisor.runtime.machine import read_topology
+    from modelsupervisor.runtime.planning import plan_cpus
+
+    try:
+        plan_cpus(settings, read_topology())
+    except ConfigurationError as error:
+        yield from map(str, error.problems)
+    yield from (str(limit) for limit in read_limits(settings, run_dir) if not limit.holds)
 
 
 @click.command()

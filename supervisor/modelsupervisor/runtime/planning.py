@@ -22,10 +22,17 @@ from modelworker.threads import (
 
 from modelsupervisor.config import ModelSettings, Settings, is_secret, model_problem
 from modelsupervisor.config.combinations import GPU_VARIABLE
-from modelsupervisor.config.reports import MASK
-from modelsupervisor.core.placement import Demand, ModelPlacement, Placement, place
+from modelsupervisor.config.reports import MASK, printable
+from modelsupervisor.core.placement import (
+    Demand,
+    ModelPlacement,
+    Placement,
+    PlacementProblem,
+    place,
+)
+from modelsupervisor.core.reasons import show_cpus
 from modelsupervisor.core.topology import Topology
-from modelsupervisor.errors import ConfigurationError
+from modelsupervisor.errors import ConfigurationError, Problem
 from modelsupervisor.interpreters import interpreters, surroundings
 from modelsupervisor.runtime.edge import ModelPlan
 
@@ -103,14 +110,24 @@ def plan_cpus(settings: Settings, topology: Topology) -> Placement:
     """Which worker runs where. Raises ConfigurationError."""
     demands = tuple(Demand(m.name, m.workers, m.cpus, m.threads) for m in settings.models)
     placement = place(topology, demands)
-    if placement.problems:
-        raise ConfigurationError(
-            tuple(
-                model_problem(settings, p.model, "cpus", message=p.message, expected=p.expected)
-                for p in placement.problems
-            )
-        )
+    problems = _own_problems(settings, topology) + tuple(
+        model_problem(settings, p.model, "cpus", message=p.message, expected=p.expected)
+        for p in placement.problems
+    )
+    if problems:
+        raise ConfigurationError(problems)
     return placement
+
+
+def _own_problems(settings: Settings, topology: Topology) -> tuple[Problem, ...]:
+    """What is wrong with the CPUs that the supervisor itself is to keep to."""
+    asked = settings.supervisor.cpus or ()
+    refused = tuple(sorted(set(asked) - set(topology.numbers)))
+    if not refused:
+        return ()
+    wrong = PlacementProblem("", refused, topology.numbers)
+    where = (printable(settings.source), 0, "supervisor", "cpus", show_cpus(asked))
+    return (Problem(*where, wrong.expected, wrong.message),)
 
 
 def explain_environment(
