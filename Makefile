@@ -7,7 +7,7 @@ PYTHON ?=
 PYTEST ?=
 # How many tests run at once: most of them wait for processes. The slow ones run one at a time.
 JOBS ?= 2
-# Benchmarks to run, such as BENCH=restart; empty: all of them.
+# Benchmarks to run, such as BENCH=restart or BENCH="memory threads"; empty: all of them.
 BENCH ?=
 
 BIN = $(VENV)/bin
@@ -44,7 +44,7 @@ lint: $(VENV)/.installed-develop ## check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-test ## measure restarts, round trips and capture
+bench: $(VENV)/.installed-test ## measure restarts, capture, memory, threads and the rest
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
 docs: $(VENV)/.installed-run ## write the reference pages that are made from the code

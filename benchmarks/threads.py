@@ -8,7 +8,7 @@ The plans: as many requests a second as `workers` busy workers answer together, 
 closed loop. With the default plan the workers are a supervisor's; without one they are plain processes, unforked and unpinned, with
 OMP_NUM_THREADS unset, 1, or the number of cores and nothing else set. The four take turns; those whose turn it is not are idle.
 Every worker is in a session of its own, as a supervisor's are: the kernel schedules by session (autogroup), and on a busy machine a
-worker that shares its client's is served six times as fast as one that does not, whatever its threads [measured].
+worker that shares its client's was three to six times as fast as one that does not, whatever its threads [measured].
 
 How threads wait: one worker with all cores, as planned, and as it would be if its threads waited otherwise. The spinning ones are
 best where nothing else runs, and by far the worst where something does: run this on a busy machine as well as on a quiet one.
