@@ -362,6 +362,21 @@ def test_a_late_look_measures_a_rate(behind: Sink) -> None:
     assert not behind.outlet.holds(12.0)
 
 
+def test_time_of_our_own_is_not_the_sinks() -> None:
+    """While this process computes or waits for a CPU, a sink cannot take what nobody offers; one that takes nothing at all is
+    not excused by that.
+    """
+    own = [5.0]
+    sink = Sink(limit=BIG, own_time=lambda: own[0])
+    sink.put(OUT, 1, BIG // 2 + PACE)
+    assert sink.outlet.holds(10.0)
+    own[0] += PATIENCE * 0.9
+    sink.take(int(PACE * PATIENCE * 0.2))
+    assert sink.outlet.holds(10.0 + PATIENCE)
+    own[0] += PATIENCE * 0.9
+    assert not sink.outlet.holds(10.0 + 2 * PATIENCE)
+
+
 def test_who_takes_again_is_waited_for_again(behind: Sink) -> None:
     """One look at PACE is enough."""
     assert not behind.outlet.holds(10.0 + PATIENCE)

@@ -16,10 +16,11 @@ from modelsupervisor.log.console import Console
 from modelsupervisor.log.harmless import harmless_json
 from modelsupervisor.log.journal import Journal
 from modelsupervisor.log.journald import is_journal
-from modelsupervisor.log.outlet import WRITE, Outlet, Port
+from modelsupervisor.log.outlet import WRITE, Outlet, Port, as_json
 from modelsupervisor.log.render import Block
 from modelsupervisor.runtime.journald import JournalPort, as_datagrams
 from modelsupervisor.runtime.logfile import LogFile
+from modelsupervisor.runtime.processes import own_time
 from modelsupervisor.runtime.reactor import Rank, Reactor
 from modelsupervisor.runtime.standard_output import StandardOutput, complain, needs_writer
 
@@ -90,10 +91,8 @@ class Outlets:
         writes: int = 16,
     ) -> Outlet:
         limit = self._settings.log_buffer
-        if encode is None:
-            outlet = Outlet(name, port, limit, most=most, writes=writes)
-        else:
-            outlet = Outlet(name, port, limit, encode, most=most, writes=writes)
+        form = as_json if encode is None else encode
+        outlet = Outlet(name, port, limit, form, most=most, writes=writes, own_time=own_time)
         self._ports[outlet] = port
         self._journal.outlets.append(outlet)
         return outlet

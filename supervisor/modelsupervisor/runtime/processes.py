@@ -195,3 +195,13 @@ def await_exit(pidfd: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
+
+
+def own_time() -> float:
+    """Seconds that this thread has computed, or was ready to and waited for a CPU; 0.0 where the kernel does not count them."""
+    try:
+        with open("/proc/thread-self/schedstat", encoding="utf-8") as counted:
+            running, waiting, _ = counted.read().split()
+        return (int(running) + int(waiting)) / 1e9
+    except (OSError, ValueError):
+        return 0.0

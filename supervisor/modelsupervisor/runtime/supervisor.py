@@ -70,7 +70,7 @@ class Supervisor:
         self._memory = MemoryWatch(edge, self.workers)
         self._lookout = Lookout(edge, self.workers, (self._glance,))
         self._orphans = Orphans(edge, self.workers, self._templates)
-        self._faults: Counter[Watch] = Counter()
+        self._faults: Counter[Watch | None] = Counter()
         self._timed: State | None = None  # the state that `_deadline` is of
         self._deadline: float | None = None
 
@@ -124,15 +124,18 @@ class Supervisor:
             watch.callback(events)
             self._settle()
         except Exception:
-            self._faults[watch] += 1
-            self._edge.journal.emit(
-                "error", "supervisor.fault", pid=self._edge.pid, traceback=traceback.format_exc()
-            )
-            if self._faults[watch] >= FAULTS_BORNE:
+            if self._borne(watch) >= FAULTS_BORNE:
                 if watch.rank is Rank.LIFE:
                     raise
                 self._edge.reactor.remove(watch.fd)
         self._settle()  # what was queued behind a fault
+
+    def _borne(self, source: Watch | None) -> int:
+        """Tell of the fault that is being handled; how many there were from this source, None for the clock."""
+        self._faults[source] += 1
+        words = traceback.format_exc()
+        self._edge.journal.emit("error", "supervisor.fault", pid=self._edge.pid, traceback=words)
+        return self._faults[source]
 
     def _next_deadline(self) -> float | None:
         """The core's; looked for once a state, since a loop that reads output turns often and every slot is looked at."""
@@ -159,15 +162,19 @@ class Supervisor:
         No later ones: in a turn that is long, of a thousand exits on a busy machine, others say what they are waited for, and are
         only heard in the next one. A template that had borne all it was asked for was taken for hung that way.
         """
-        deadline = self._next_deadline()
-        if deadline is not None and deadline <= looked:
-            self.post(Tick(looked))
+        try:
+            deadline = self._next_deadline()
+            if deadline is not None and deadline <= looked:
+                self.post(Tick(looked))
+                self._settle()
+            now = self._edge.now()
+            self._edge.outlets.tick(now)
+            self._edge.intake.tick(now)
+            self._memory.tick(now)
             self._settle()
-        now = self._edge.now()
-        self._edge.outlets.tick(now)
-        self._edge.intake.tick(now)
-        self._memory.tick(now)
-        self._settle()
+        except Exception:
+            if self._borne(None) >= FAULTS_BORNE:
+                raise
 
     def _settle(self) -> None:
         """Answer every queued event, and what its effects bring, in order."""
