@@ -35,7 +35,7 @@ def main(path: str, handler: str, address: str, cpus: str) -> None:
     record = Record(memoryview(bytearray(RECORD_SIZE)))
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     print("ready", flush=True)
-    serve(model, listener, Channel(ours), record, ServeSettings(64, 30.0))
+    serve(lambda: model, listener, Channel(ours), record, ServeSettings(64, 30.0))
     nobody.close()
 
 
