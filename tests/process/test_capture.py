@@ -10,8 +10,8 @@ import itertools
 import os
 import random
 import signal
-import threading
-import time
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -231,29 +231,32 @@ def test_any_stream_comes_out_of_the_log_as_it_went_in(
     assert grown < 20_000_000, f"{grown} bytes"
 
 
+SLOW_READER = """
+import sys, time
+taken = bytearray()
+while chunk := sys.stdin.buffer.raw.read(65536):
+    taken += chunk
+    time.sleep(0.004)  # its pace
+with open(sys.argv[1], "wb") as copy:
+    copy.write(taken)
+"""
+
+
 @contextmanager
 def slow_reader(copy: Path) -> Iterator[int]:
     """A pipe whose reader takes some 16 MB a second and writes them down at the end; gives the writing end.
 
-    At the end, since a disk that is busy for a quarter of a second would make it a reader that takes nothing.
+    At the end, since a disk that is busy for a quarter of a second would make it a reader that takes nothing; a process of its
+    own, since a test that parses a long log lets no other thread of its process run for as long.
     """
     reading, writing = os.pipe()
-
-    def read() -> None:
-        taken = bytearray()
-        with open(reading, "rb", buffering=0) as pipe:
-            while chunk := pipe.read(65536):
-                taken += chunk
-                time.sleep(0.004)  # its pace
-        copy.write_bytes(taken)
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
+    reader = subprocess.Popen([sys.executable, "-c", SLOW_READER, str(copy)], stdin=reading)
+    os.close(reading)
     try:
         yield writing
     finally:
         os.close(writing)
-    reader.join(LIMIT)
+        assert reader.wait(LIMIT) == 0
 
 
 def test_a_fifo_full_of_empty_lines_at_a_death_fits_into_no_buffer(

@@ -279,7 +279,7 @@ def worker_news(kind: str, key: SlotKey, generation: int, now: float) -> ev.Even
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(
-    max_examples=450,
+    max_examples=330,
     stateful_step_count=60,
     derandomize=True,
     deadline=None,
@@ -357,7 +357,14 @@ def walk(world: Simulation, depth: int, seen: dict[object, int], moves: Moves = 
 
 @pytest.mark.parametrize(
     ("workers", "spares", "depth", "warm"),
-    [(1, 0, 6, False), (1, 0, 6, True), (2, 0, 5, True), (1, 1, 5, True)],
+    [
+        (1, 0, 6, False),
+        pytest.param(1, 0, 6, True, marks=pytest.mark.slow),
+        (1, 0, 5, True),
+        pytest.param(2, 0, 5, True, marks=pytest.mark.slow),
+        (2, 0, 4, True),
+        (1, 1, 5, True),
+    ],
     ids=str,
 )
 def test_every_interleaving(workers: int, spares: int, depth: int, warm: bool) -> None:

@@ -196,16 +196,14 @@ class Session:
         cache = resolve_model_cache(settings.supervisor.model_cache, self._rundir.path)
         topology = read_topology("/", allowed)
         plans = plan_models(settings, topology, cache)
-        self._rundir.open()
-        self._rundir.lock(
-            settings.source
-        )  # before the limits: that one runs already says more than that two do not fit
         require_limits(read_limits(settings, self._rundir.path))
         claim_descriptors(settings)
         _become_subreaper()
         if settings.supervisor.cpus is not None:
             os.sched_setaffinity(0, settings.supervisor.cpus)
         self._open_log()  # after that: a log writer keeps to the supervisor's CPUs
+        self._rundir.open()
+        self._rundir.lock(settings.source)
         if any(model.archive for model in settings.models):
             self._open_cache(cache)
         self._announce(topology)
