@@ -6,7 +6,7 @@ PYTHON ?=
 # More arguments for pytest, such as PYTEST="-k placement -x".
 PYTEST ?=
 # How many tests run at once: most of them wait for processes. The slow ones run one at a time.
-JOBS ?= 2
+JOBS ?= 3
 # Benchmarks to run, such as BENCH=restart or BENCH="memory threads"; empty: all of them.
 BENCH ?=
 

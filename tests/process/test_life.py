@@ -27,7 +27,7 @@ from support.faults import (
     template_pid,
     turned_away,
 )
-from support.instance import LIMIT, Instance, alive, children_of, state_of, wait_for
+from support.instance import LIMIT, Instance, children_of, state_of, wait_for
 from support.mendable import Mendable
 
 Running = Callable[..., Instance]
@@ -260,28 +260,6 @@ def test_deaths_by_requests_slow_the_births_down_and_never_end_a_slot(running: R
     assert 0 < fifth["retry_in_s"] <= 1
     assert echo(instance) == b"are you there"  # waits in the backlog
     assert not instance.events("worker.failed")
-
-
-def test_thirty_two_workers_killed_at_once_are_thirty_two_exits_and_restarts(
-    running: Running,
-) -> None:
-    """Coalesced signals lose nobody; no zombie stays."""
-    instance = running("worker.exited", workers=32)
-    model = instance.status()["models"][0]
-    pids = [worker["pid"] for worker in model["workers"]]
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    instance.wait_event("worker.ready", count=64)
-    exits = instance.events("worker.exited")
-    assert sorted(exited["pid"] for exited in exits) == sorted(pids)
-    assert {exited["signal"] for exited in exits} == {"SIGKILL"}
-    workers = instance.status()["models"][0]["workers"]
-    assert {(each["phase"], each["generation"], each["restarts"]) for each in workers} == {
-        ("READY", 2, 1)
-    }
-    assert not any(alive(pid) for pid in pids)
-    expected = {each["pid"] for each in workers} | {template_pid(instance)}
-    assert set(children_of(instance.pid)) == expected
 
 
 def _descriptors(pid: int) -> dict[str, str]:
