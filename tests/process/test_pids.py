@@ -41,16 +41,16 @@ _THIEF = """
 import os, signal, sys, time
 victim = int(sys.argv[1])
 os.kill(victim, signal.SIGKILL)
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 5
 stranger = 0
 while stranger != victim:
     if stranger:
         os.kill(stranger, signal.SIGKILL)
         os.waitpid(stranger, 0)
-    if time.monotonic() > deadline:
-        sys.exit("the number was not to be had")
-    while os.path.exists("/proc/%d" % victim):
-        pass
+    while os.path.exists("/proc/%d" % victim) or time.monotonic() > deadline:
+        if time.monotonic() > deadline:  # somebody else was faster
+            print("missed", flush=True)
+            sys.exit()
     with open("/proc/sys/kernel/ns_last_pid", "w") as last:
         last.write(str(victim - 1))
     stranger = os.fork()
@@ -78,7 +78,12 @@ def test_a_stranger_with_the_number_of_a_dead_worker_is_left_alone(instance: Mak
     Exits, restarts of every kind and the stop signal and reap by descriptor, or by a number that an unreaped child of ours holds.
     """
     needs_last_pid()
-    made = instance("worker.exited", "template.exited")
+    if not any(_is_left_alone(instance("worker.exited", "template.exited")) for _ in range(3)):
+        pytest.skip("somebody else had the number first, three times")
+
+
+def _is_left_alone(made: Instance) -> bool:
+    """The same for one supervisor; False where a stranger did not get the number that it was to have."""
     made.write(made.model(workers=3, threads=1))
     launch_in_namespace(made, init=True).wait_event("supervisor.ready")
     with ExitStack() as stack:
@@ -87,7 +92,10 @@ def test_a_stranger_with_the_number_of_a_dead_worker_is_left_alone(instance: Mak
             [ready(made, 1, 0)["pid"], ready(made, 1, 1)["pid"], template_pid(made)]
         ):
             thieves.append(stack.enter_context(inside(made, _THIEF, str(victim))))
-            assert line_of(thieves[-1]) == "taken"
+            if line_of(thieves[-1]) == "missed":
+                os.kill(_supervisor(made), signal.SIGTERM)
+                made.wait_event("supervisor.stopped")
+                return False
             if index < 2:
                 ready(made, 2, index)
         made.wait_event("template.ready", generation=2)
@@ -98,8 +106,7 @@ def test_a_stranger_with_the_number_of_a_dead_worker_is_left_alone(instance: Mak
             assert echo(made, index=index) == b"are you there"
         for target in ("echo", "echo/0"):
             assert made.cli("restart", target, "-c", str(made.config)).returncode == 0
-        supervisor = pids_inside(made)[made.events("supervisor.starting")[0]["pid"]]
-        os.kill(supervisor, signal.SIGTERM)
+        os.kill(_supervisor(made), signal.SIGTERM)
         made.wait_event("supervisor.stopped")
         # PID 1 goes with its program, and all the namespace with it: the strangers are asked before it is seen to be gone
         said = []
@@ -110,6 +117,12 @@ def test_a_stranger_with_the_number_of_a_dead_worker_is_left_alone(instance: Mak
     assert said == ["lives"] * 3
     assert made.wait() == 0
     assert not made.events("orphan.adopted") and not made.events("orphan.killed")
+    return True
+
+
+def _supervisor(made: Instance) -> int:
+    """Its pid, out here."""
+    return pids_inside(made)[made.events("supervisor.starting")[0]["pid"]]
 
 
 # Processes that are born and gone all the time, and some that stay; each takes the next number that is free.
