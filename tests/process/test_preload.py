@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -42,7 +43,10 @@ def told(instance: Instance, index: int = 0, model: str = "echo") -> dict[str, A
 
 def kinds(pid: int) -> list[str]:
     """The kinds of what a process holds open, sorted."""
-    targets = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    targets = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            targets.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
     return sorted(each if each.startswith("/") else each.split(":")[0] for each in targets)
 
 
