@@ -22,9 +22,9 @@ from support.instance import ROOT, Instance
 Make = Callable[..., Instance]
 
 VERSIONS = [(3, minor) for minor in range(8, 15)]
-# Where a version switcher keeps them, and where systems do
+# Beside the one that runs this, as version switchers keep them, and where systems do
 PLACES = (
-    str(Path.home() / ".pyenv" / "versions" / "{0}.*" / "bin" / "python{0}"),
+    str(Path(sys.base_prefix).parent / "{0}.*" / "bin" / "python{0}"),
     "/usr/bin/python{0}",
     "/usr/local/bin/python{0}",
 )

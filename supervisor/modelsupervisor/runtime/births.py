@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from modelsupervisor.core.states import SlotKey
 from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.board import Board
 from modelsupervisor.runtime.edge import Edge
-from modelsupervisor.runtime.messages import Message
+from modelsupervisor.runtime.messages import Message, SupervisorEnd
 from modelsupervisor.runtime.reactor import Rank
 
 
@@ -78,3 +79,26 @@ def end_unwanted(edge: Edge, pid: int) -> None:
     """A birth that was given up came after all: nobody wants the process."""
     if pid in processes.children() and pid not in edge.servants:
         processes.kill_child(pid)
+
+
+class Tied(Protocol):
+    """A process of ours by what ties us to it."""
+
+    channel: SupervisorEnd | None
+    pidfd: int
+
+
+def close_channel(edge: Edge, process: Tied) -> None:
+    """Close our end of a channel, which tells the other side that we are done with it."""
+    if process.channel is not None and not process.channel.closed:
+        edge.reactor.remove(process.channel.fileno())
+        process.channel.close()
+
+
+def let_go(edge: Edge, process: Tied) -> None:
+    """Close both ties, of a process that is gone or that never came."""
+    close_channel(edge, process)
+    if process.pidfd >= 0:
+        edge.reactor.remove(process.pidfd)
+        os.close(process.pidfd)
+        process.pidfd = -1

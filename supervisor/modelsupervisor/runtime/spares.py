@@ -7,7 +7,6 @@ prints before that is its template's output. Its end is seen like that of a work
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from modelsupervisor.core.events import SpareBorn, SpareExited, SpareParked
 from modelsupervisor.core.reduce import assert_never
 from modelsupervisor.core.states import Blame, SpareKey, TemplateKey
 from modelsupervisor.runtime import processes
-from modelsupervisor.runtime.births import NotOurs, adopt, end_unwanted
+from modelsupervisor.runtime.births import NotOurs, adopt, close_channel, end_unwanted, let_go
 from modelsupervisor.runtime.edge import Edge
 from modelsupervisor.runtime.endings import complained_cause
 from modelsupervisor.runtime.evidence import Evidence, Remains, bury, evidence_of
@@ -184,7 +183,7 @@ class Spares:
             self._note(spare, "warning", "spare.bad_message", reason=reason)
 
         if not take_messages(spare.channel, lambda said: self._on_message(spare, said), refuse):
-            self._close_channel(spare)
+            close_channel(self._edge, spare)
 
     def _on_message(self, spare: SpareProcess, message: Message) -> None:
         kind = message["kind"]
@@ -232,17 +231,8 @@ class Spares:
         self._forget(spare)
         self._edge.post(SpareExited(spare.key, self._edge.now(), str(status)))
 
-    def _close_channel(self, spare: SpareProcess) -> None:
-        if spare.channel is not None and not spare.channel.closed:
-            self._edge.reactor.remove(spare.channel.fileno())
-            spare.channel.close()
-
     def _forget(self, spare: SpareProcess) -> None:
-        self._close_channel(spare)
-        if spare.pidfd >= 0:
-            self._edge.reactor.remove(spare.pidfd)
-            os.close(spare.pidfd)
-            spare.pidfd = -1
+        let_go(self._edge, spare)
         spare.ended_at = self._edge.now()
         self._dead[spare.key] = spare
         self._all.pop(spare.key, None)

@@ -8,7 +8,6 @@ then does the core hear of it, and its answer is the successor's birth; the word
 
 from __future__ import annotations
 
-import os
 import signal
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +36,9 @@ from modelsupervisor.runtime import processes
 from modelsupervisor.runtime.births import (
     NotOurs,
     adopt,
+    close_channel,
     end_unwanted,
+    let_go,
     slot_descriptors,
     slot_message,
 )
@@ -241,7 +242,7 @@ class Workers:
             self._note(worker, "warning", "worker.bad_message", reason=reason)
 
         if not take_messages(worker.channel, lambda said: self._on_message(worker, said), refuse):
-            self._close_channel(worker)
+            close_channel(self._edge, worker)
             if worker.pid is None and not self._templates.alive(worker.template):
                 self._fail_birth(worker, "it died while its template did")
 
@@ -358,17 +359,8 @@ class Workers:
             )
         )
 
-    def _close_channel(self, worker: Worker) -> None:
-        if worker.channel is not None and not worker.channel.closed:
-            self._edge.reactor.remove(worker.channel.fileno())
-            worker.channel.close()
-
     def _forget(self, worker: Worker) -> None:
-        self._close_channel(worker)
-        if worker.pidfd >= 0:
-            self._edge.reactor.remove(worker.pidfd)
-            os.close(worker.pidfd)
-            worker.pidfd = -1
+        let_go(self._edge, worker)
         if self._present.get(worker.key) is worker:
             del self._present[worker.key]
 
